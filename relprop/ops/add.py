@@ -1,0 +1,78 @@
+"""Sums of two terms: skip connections, position embeddings, masks and biases.
+
+References: Achtibat et al. 2024, eq. 8; Chefer et al. 2021, eqs. 9 and 10.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..numerics import stabilize
+from .call import Binary, Call, dependent
+from .journal import STABILIZER
+
+
+def zero(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """R_a = a R / (a + b): both terms keep the relevance per unit of their sum (Achtibat et al. 2024, eq. 8, eps = 0).
+
+    Strictly conservative. The machine runs it as the plain gradient.
+    """
+    return g, g
+
+
+def epsilon(a: Tensor, b: Tensor, y: Tensor, g: Tensor, *, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """R_a = a R / (y + eps sign y). Conserves up to the stabilizer, which is large only where the terms cancel."""
+    g = g * y / stabilize(y, eps)
+    return g, g
+
+
+def ratio(a: Tensor, b: Tensor, y: Tensor, g: Tensor, *, eps: float | None = None) -> tuple[Tensor, Tensor]:
+    """The terms share in proportion to |sum of their relevance| (Chefer et al. 2021, eqs. 9 and 10).
+
+    R_a as in `zero`, then scaled so that its sum is |A| / (|A| + |B|) sum R, with A the sum of R_a over a row, which
+    keeps large terms of opposite sign from blowing up. The original sums over the whole batch, so that a map depends
+    on what else was in it; here every row stands alone. Strictly conservative for each row.
+    """
+    A, B = ((t * g).flatten(1).sum(1) for t in (a, b))
+    total = A + B
+    share = A.abs() / stabilize(A.abs() + B.abs(), eps)
+    as_rows = (-1,) + (1,) * (g.dim() - 1)
+    factor_a = (share * total / stabilize(A, eps)).reshape(as_rows)
+    factor_b = ((1 - share) * total / stabilize(B, eps)).reshape(as_rows)
+    return g * factor_a, g * factor_b
+
+
+def add(call: Call, input: Tensor, other: Any, *, alpha: float = 1, out: None = None) -> Tensor:
+    """`torch.add`, `+`, `+=`: a constant term absorbs, two dependent ones share."""
+    return _sum(call, input, other, alpha, lambda a, b: call.func(a, b, alpha=alpha) if alpha != 1 else call.func(a, b))
+
+
+def sub(call: Call, input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    """`torch.sub`, `-`: a + (-b)."""
+    return _sum(call, input, other, -alpha,
+                lambda a, b: call.func(a, b, alpha=alpha) if alpha != 1 else call.func(a, b))
+
+
+def rsub(call: Call, input: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
+    """`torch.rsub`, `1 - x`: the second operand less the first."""
+    y = call.func(input, other) if alpha == 1 else call.func(input, other, alpha=alpha)
+    if dependent(other):
+        return y
+    call.constant(other, y)
+    return y
+
+
+def _sum(call: Call, a: Any, b: Any, sign: float, run: Any) -> Tensor:
+    """run(a, b) = a + sign b."""
+    if dependent(a) and dependent(b):
+        if call.rule is zero:
+            return run(a, b)
+        a_full, b_full = torch.broadcast_tensors(a, b)
+        b_full = b_full if sign == 1 else b_full * sign
+        return Binary.apply(a_full, b_full, torch.add, call.rule, call.journal, STABILIZER)
+    name = call.origin(b) if isinstance(b, Tensor) and dependent(a) else None
+    constant = (b if sign == 1 else b * sign) if dependent(a) else a
+    y = run(a, b)
+    call.constant(constant, y, name)
+    return y

@@ -1,0 +1,121 @@
+"""One torch call on the way through the table: where it stands, the rule it follows, and three small machines.
+
+A rule is a plain function of tensors that returns *relevance per unit* of the input: relevance of x is x times that.
+The machines below let PyTorch's autograd carry a rule, whatever kind of op it belongs to.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+
+from .journal import CONSTANT, Journal
+
+Rule = Callable[..., Any]
+
+
+@dataclass
+class Call:
+    """One intercepted call.
+
+    `func` is the torch function as the model called it, `kind` its row of the table, `path` the module it was called
+    in, `rule` what the composite says for it. `origin` names a constant ("position embeddings"); `retrace` runs a
+    function so that the torch calls inside it are intercepted in their turn.
+    """
+
+    func: Callable[..., Any]
+    kind: str
+    path: str
+    rule: Rule
+    journal: Journal | None = None
+    origin: Callable[[Tensor], str] = field(default=lambda tensor: CONSTANT)
+    retrace: Callable[[Callable[..., Any]], Any] = field(default=lambda function: function())
+
+    def constant(self, constant: Tensor | float, output: Tensor, name: str | None = None) -> None:
+        """Book a constant added at `output`, under its own name where it has one."""
+        if self.journal is not None and output.requires_grad:
+            if name is None:
+                name = self.origin(constant) if isinstance(constant, Tensor) else CONSTANT
+            self.journal.constant(name, constant, output)
+
+    def booked(self, name: str, inputs: list[Tensor], run: Callable[..., Tensor]) -> Tensor:
+        """`run(*inputs)` with what it does not pass on booked under `name`."""
+        if self.journal is None:
+            return run(*inputs)
+        aliases = [x.view_as(x) for x in inputs]
+        output = run(*aliases)
+        if output.requires_grad:
+            self.journal.difference(name, output, [x for x in aliases if x.requires_grad])
+        return output
+
+
+def dependent(value: Any) -> bool:
+    """Whether `value` is a tensor that the explained input reaches."""
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+class Scaled(Function):
+    """The identity, whose gradient is multiplied by a constant factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return g * ctx.factor, None
+
+
+class Unary(Function):
+    """y = run(x) under a rule g_x = rule(x, y, g_y)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], rule: Rule, journal: Journal | None,
+                name: str) -> Tensor:
+        y = run(x)
+        y = y.clone() if y is x or y._is_view() else y  # a view made in here could not be updated in place
+        ctx.save_for_backward(x, y)
+        ctx.rule, ctx.journal, ctx.name = rule, journal, name
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
+        x, y = ctx.saved_tensors
+        g_x = ctx.rule(x, y, g)
+        if ctx.journal is not None:
+            ctx.journal.book(ctx.name, ctx.journal.dot(g, y) - ctx.journal.dot(g_x, x))
+        return g_x, None, None, None, None
+
+
+class Binary(Function):
+    """y = run(a, b) under a rule g_a, g_b = rule(a, b, y, g_y). y is computed again on the way back, not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, run: Callable[[Tensor, Tensor], Tensor], rule: Rule,
+                journal: Journal | None, name: str) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.run, ctx.rule, ctx.journal, ctx.name = run, rule, journal, name
+        return run(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        a, b = ctx.saved_tensors
+        y = ctx.run(a, b)
+        g_a, g_b = ctx.rule(a, b, y, g)
+        if ctx.journal is not None:
+            dot = ctx.journal.dot
+            ctx.journal.book(ctx.name, dot(g, y) - dot(g_a, a) - dot(g_b, b))
+        return g_a, g_b, None, None, None, None
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """`x`, whose relevance per unit is multiplied by `factor` on the way back."""
+    return Scaled.apply(x, factor) if x.requires_grad and factor != 1 else x
+
+
+def plain(call: Call, *args: Any, **kwargs: Any) -> Any:
+    """The call as it is: its gradient is its rule. Data movement, and every op that is linear in one input."""
+    return call.func(*args, **kwargs)

@@ -1,0 +1,67 @@
+"""Convolutions of one, two and three dimensions, under the rules of `linear`."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .call import Call
+from .linear import Affine, run_affine
+
+_AXES = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3, torch.conv_transpose1d: 1, torch.conv_transpose2d: 2,
+         torch.conv_transpose3d: 3}
+
+
+def _each(value: int | Sequence[int], axes: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * axes if len(values) == 1 else values
+
+
+def _padding(padding: int | Sequence[int] | str, weight: Tensor, dilation: list[int]) -> list[int] | None:
+    """Padding as numbers; None for "same" with an even kernel, which pads the two sides unequally."""
+    if not isinstance(padding, str):
+        return _each(padding, len(dilation))
+    if padding == "valid":
+        return [0] * len(dilation)
+    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    return None if any(t % 2 for t in total) else [t // 2 for t in total]
+
+
+def conv(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
+         padding: int | Sequence[int] | str = 0, dilation: int | Sequence[int] = 1, groups: int = 1) -> Tensor:
+    """`F.conv1d`, `F.conv2d`, `F.conv3d`."""
+    axes = weight.dim() - 2
+    stride, dilation = _each(stride, axes), _each(dilation, axes)
+    pad = _padding(padding, weight, dilation)
+    function = next(f for f, n in _AXES.items() if n == axes)
+
+    def product(x: Tensor, W: Tensor) -> Tensor:
+        return function(x, W, None, stride, padding, dilation, groups)
+
+    def transpose(s: Tensor, W: Tensor) -> Tensor:
+        if pad is None:
+            return torch.func.vjp(lambda x: product(x, W), torch.zeros_like(input))[1](s)[0]
+        return torch.ops.aten.convolution_backward(s, input, W, None, stride, pad, dilation, False, [0] * axes, groups,
+                                                   [True, False, False])[0]
+
+    per_channel = None if bias is None else bias.reshape(-1, *[1] * axes)
+    affine = Affine(product, transpose, weight, per_channel)
+    return run_affine(call, input, lambda x: call.func(x, weight, bias, stride, padding, dilation, groups), affine)
+
+
+def conv_transpose(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None,
+                   stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0,
+                   output_padding: int | Sequence[int] = 0, groups: int = 1,
+                   dilation: int | Sequence[int] = 1) -> Tensor:
+    """`F.conv_transpose1d`, `F.conv_transpose2d`, `F.conv_transpose3d`."""
+    options = (stride, padding, output_padding, groups, dilation)
+
+    def product(x: Tensor, W: Tensor) -> Tensor:
+        return call.func(x, W, None, *options)
+
+    def transpose(s: Tensor, W: Tensor) -> Tensor:
+        return torch.func.vjp(lambda x: product(x, W), torch.zeros_like(input))[1](s)[0]
+
+    per_channel = None if bias is None else bias.reshape(-1, *[1] * (weight.dim() - 2))
+    affine = Affine(product, transpose, weight, per_channel)
+    return run_affine(call, input, lambda x: call.func(x, weight, bias, *options), affine)

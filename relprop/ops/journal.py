@@ -1,0 +1,80 @@
+"""The running account of one backward pass: what each absorber took, row by row.
+
+An entry is booked when a gradient passes: the relevance of a constant is constant x its relevance per unit, and an op
+whose rule does not conserve books what came in less what went out.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+BIAS, SOFTMAX, STABILIZER, CONSTANT = "biases", "softmax", "stabilizer", "other constants"
+ACTIVATION, NORM, PRODUCT = "activations", "norms", "products"
+
+
+class Journal:
+    """Absorbed relevance by name, each a float64 tensor of one entry a row of the batch, summed in `precision`.
+
+    `exact_rows` turns False when a tensor could not be split into the rows of the batch; the sums over the batch are
+    right even then, and the caller explains the rows one at a time.
+    """
+
+    def __init__(self, rows: int, precision: torch.dtype = torch.float32) -> None:
+        self.rows, self.precision = rows, precision
+        self.absorbed: dict[str, Tensor] = {}
+        self.exact_rows = True
+
+    def book(self, name: str, amount: Tensor) -> None:
+        """Add `amount`, (B,), to what `name` took."""
+        amount = amount.detach().to("cpu", torch.float64)
+        before = self.absorbed.get(name)
+        self.absorbed[name] = amount if before is None else before + amount
+
+    def constant(self, name: str, constant: Tensor | float, output: Tensor) -> None:
+        """Book what a constant that was added takes: constant x relevance per unit of `output`."""
+        if not isinstance(constant, Tensor):
+            constant = torch.tensor(float(constant), dtype=output.dtype, device=output.device)
+        constant = constant.detach()
+        output.register_hook(lambda g: self.book(name, self.dot(g, constant)))
+
+    def difference(self, name: str, output: Tensor, inputs: list[Tensor]) -> None:
+        """Book what came in at `output` less what went out at `inputs`, which must feed this op alone (aliases)."""
+        held = output.detach()
+        output.register_hook(lambda g: self.book(name, self.dot(g, held)))
+        for x in inputs:
+            x.register_hook(self._outgoing(name, x.detach()))
+
+    def _outgoing(self, name: str, x: Tensor) -> Callable[[Tensor], None]:
+        return lambda g: self.book(name, -self.dot(g, x))
+
+    def dot(self, g: Tensor, x: Tensor) -> Tensor:
+        """Sum of g x over all but the rows of the batch, (B,). `x` broadcasts to `g`."""
+        g = g.detach().to(torch.promote_types(g.dtype, self.precision))
+        x = x.to(g.dtype)
+        total = self._dot(g, x)
+        if torch.isfinite(total).all():
+            return total
+        finite = torch.isfinite(x)  # a masked score passes nothing back: 0, not 0 x inf
+        return self._dot(g, x.masked_fill(~finite, 0)) if not finite.all() else total
+
+    def _dot(self, g: Tensor, x: Tensor) -> Tensor:
+        if g.numel() == 0:
+            return g.new_zeros(self.rows)
+        rows = self._rows_dim(g)
+        if rows is None:
+            self.exact_rows = False
+            return ((g * x).sum() / self.rows).expand(self.rows)
+        if x.numel() == x.shape[-1:].numel() and x.dim() and x.shape[-1] == g.shape[-1] and g.dim() > 1 and rows == 0:
+            per_position = torch.mv(g.reshape(-1, g.shape[-1]), x.reshape(-1))  # a bias: one pass over g
+            return per_position.reshape(self.rows, -1).sum(1)
+        x = x.expand(g.shape)
+        if rows:
+            g, x = g.movedim(rows, 0), x.movedim(rows, 0)
+        return torch.bmm(g.reshape(self.rows, 1, -1), x.reshape(self.rows, -1, 1)).reshape(-1)
+
+    def _rows_dim(self, t: Tensor) -> int | None:
+        """The dimension that holds the rows, alone or as the slowest of several folded together; None if unclear."""
+        if self.rows == 1 or (t.dim() and t.shape[0] % self.rows == 0):
+            return 0
+        return next((dim for dim, size in enumerate(t.shape) if size == self.rows), None)

@@ -1,0 +1,211 @@
+"""Linear maps z = x W + b: the rules shared by linear layers and convolutions, and the linear layer itself.
+
+Every rule takes x, y = x W + b, the relevance per unit g of y (relevance of y is y g) and the map, and returns the
+relevance per unit of x and, entry by entry of y, the relevance that the bias took. The products with |W| come from
+x+ W+ + x- W- = (x W + |x| |W|) / 2 and x+ W- + x- W+ = (x W - |x| |W|) / 2, so that one extra product serves a rule.
+
+References: Bach et al. 2015 (On pixel-wise explanations), Montavon et al. 2017 (Deep Taylor decomposition),
+Montavon et al. 2019 (Layer-wise relevance propagation: an overview), Achtibat et al. 2024 (AttnLRP).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from ..numerics import stabilize
+from .call import Call, Rule, dependent
+from .journal import BIAS, STABILIZER, Journal
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A linear map: `product(x, W)` gives x W, `transpose(s, W)` its adjoint; `bias` broadcasts to the output."""
+
+    product: Callable[[Tensor, Tensor], Tensor]
+    transpose: Callable[[Tensor, Tensor], Tensor]
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def bias_part(self, part: Callable[[Tensor], Tensor]) -> Tensor | float:
+        """`part` (positive, negative ...) of the bias; 0 without one."""
+        return 0.0 if self.bias is None else part(self.bias)
+
+
+class Shares(NamedTuple):
+    """What a rule returns: relevance per unit of x, and the relevance of the bias entry by entry of y (or None)."""
+
+    x: Tensor
+    bias: Tensor | None
+
+
+def positive(t: Tensor) -> Tensor:
+    """max(t, 0)"""
+    return t.clamp(min=0)
+
+
+def negative(t: Tensor) -> Tensor:
+    """min(t, 0)"""
+    return t.clamp(max=0)
+
+
+def zero(x: Tensor, y: Tensor, g: Tensor, affine: Affine) -> Shares:
+    """LRP-0: R_i = sum_j x_i w_ij R_j / z_j, which is gradient x input (Bach et al. 2015, eq. 56).
+
+    Conserves up to the bias, which takes b_j R_j / z_j. The machine runs it as the plain gradient.
+    """
+    return Shares(affine.transpose(g, affine.weight), None if affine.bias is None else affine.bias * g)
+
+
+def epsilon(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float = 1e-6) -> Shares:
+    """LRP-epsilon: R_i = sum_j x_i w_ij R_j / (z_j + eps sign z_j) (Bach et al. 2015, eq. 58).
+
+    Conserves up to the bias and the stabilizer's part R_j eps / (|z_j| + eps). A larger eps drops faint contributions.
+    """
+    return zero(x, y, g * (y / stabilize(y, eps)), affine)
+
+
+def gamma(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, gamma: float = 0.25, eps: float | None = None,
+          bias: bool = True) -> Shares:
+    """LRP-gamma for inputs and outputs of either sign: favours what pushes the output the way it went.
+
+    Where z_j > 0: R_i = [x_i+ (w + gamma w+) + x_i- (w + gamma w-)] R_j / (sum of the same); where z_j < 0 with w+
+    and w- swapped (Montavon et al. 2019, eq. 10.2, in the signed form of Andéol et al. 2022 that zennit uses).
+    Conserves up to the bias (b + gamma b+, or b + gamma b-) and the stabilizer. gamma = 0 is LRP-0; large gamma
+    tends to z-plus. With `bias` False the bias is left out of the denominator, and all relevance goes to the inputs.
+    """
+    W, side = affine.weight, y.sign()
+    magnitude = affine.product(x.abs(), W.abs())
+    z0 = y - affine.bias_part(lambda b: b)
+    z = (1 + gamma / 2) * z0 + (gamma / 2) * side * magnitude
+    b = affine.bias_part(lambda b: b + gamma * torch.where(y > 0, positive(b), negative(b))) if bias else 0.0
+    s = y * g / stabilize(z + b, eps)
+    g_x = (1 + gamma / 2) * affine.transpose(s, W) + (gamma / 2) * x.sign() * affine.transpose(side * s, W.abs())
+    return Shares(g_x, b * s if isinstance(b, Tensor) else None)
+
+
+def z_plus(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None = None, bias: bool = False) -> Shares:
+    """z-plus: R_i = sum_j (x_i+ w_ij+ + x_i- w_ij-) R_j / z_j, z_j the same summed over i (Montavon et al. 2017,
+    eq. 13, with Chefer et al. 2021's second term for signed inputs).
+
+    Strictly conservative where some contribution is positive. With `bias`, b+ joins the denominator (zennit's form).
+    """
+    W, side = affine.weight, x.sign()
+    b = affine.bias_part(positive) if bias else 0.0
+    z = ((y - affine.bias_part(lambda b: b)) + affine.product(x.abs(), W.abs())) / 2 + b
+    s = y * g / stabilize(z, eps)
+    g_x = (affine.transpose(s, W) + side * affine.transpose(s, W.abs())) / 2
+    return Shares(g_x, b * s if isinstance(b, Tensor) else None)
+
+
+def alpha_beta(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, alpha: float = 2.0, beta: float = 1.0,
+               eps: float | None = None, bias: bool = True) -> Shares:
+    """LRP-alpha-beta: alpha times the share in what is positive less beta times the share in what is negative,
+    alpha - beta = 1 (Bach et al. 2015, eq. 60).
+
+    Conserves up to the bias where both parts are present. Raises: ValueError if alpha - beta is not 1.
+    """
+    if abs(alpha - beta - 1) > 1e-9:
+        raise ValueError(f"alpha - beta must be 1, or relevance is not conserved; got {alpha} - {beta}")
+    W = affine.weight
+    z0, magnitude = y - affine.bias_part(lambda b: b), affine.product(x.abs(), affine.weight.abs())
+    b_pos, b_neg = (affine.bias_part(positive), affine.bias_part(negative)) if bias else (0.0, 0.0)
+    s_pos = alpha * y * g / stabilize((z0 + magnitude) / 2 + b_pos, eps)
+    s_neg = beta * y * g / stabilize((z0 - magnitude) / 2 + b_neg, eps)
+    g_x = affine.transpose(s_pos - s_neg, W) + x.sign() * affine.transpose(s_pos + s_neg, W.abs())
+    return Shares(g_x / 2, b_pos * s_pos - b_neg * s_neg if isinstance(b_pos, Tensor) else None)
+
+
+def flat(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None = None) -> Shares:
+    """Flat rule: relevance spreads evenly over the inputs of each output (Lapuschkin et al. 2019, w = 1).
+
+    Strictly conservative; says where, not what. For the first layer only: it looks neither at x nor at W.
+    """
+    ones = torch.ones_like(affine.weight)
+    s = y * g / stabilize(affine.product(torch.ones_like(x), ones), eps)
+    return Shares(affine.transpose(s, ones) / stabilize(x), None)
+
+
+def w_square(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None = None, bias: bool = True) -> Shares:
+    """w-square: R_i = sum_j w_ij^2 R_j / sum_i w_ij^2 (Montavon et al. 2017, eq. 12), for unbounded input domains.
+
+    Conserves up to the bias's b^2, which joins the denominator unless `bias` is False.
+    """
+    W = affine.weight.square()
+    b = affine.bias_part(torch.square) if bias else 0.0
+    s = y * g / stabilize(affine.product(torch.ones_like(x), W) + b, eps)
+    return Shares(affine.transpose(s, W) / stabilize(x), b * s if isinstance(b, Tensor) else None)
+
+
+def z_box(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, low: Tensor | float | None = None,
+          high: Tensor | float | None = None, eps: float | None = None) -> Shares:
+    """z-box: R_i = sum_j (x_i w_ij - l_i w_ij+ - h_i w_ij-) R_j / z_j for inputs bounded by l and h (Montavon et al.
+    2017, eq. 14), the Deep Taylor rule for pixels.
+
+    `low` and `high` broadcast to x; None takes each row's own least and greatest entry (Chefer et al. 2021).
+    Strictly conservative: the bias cancels out of the bounded form.
+    """
+    rows = (x.shape[0],) + (1,) * (x.dim() - 1)
+    low = x.flatten(1).amin(1).reshape(rows) if low is None else torch.as_tensor(low, dtype=x.dtype, device=x.device)
+    high = x.flatten(1).amax(1).reshape(rows) if high is None else torch.as_tensor(high, dtype=x.dtype, device=x.device)
+    low, high, W = low.expand_as(x), high.expand_as(x), affine.weight
+    z = (y - affine.bias_part(lambda b: b)) - affine.product(low, positive(W)) - affine.product(high, negative(W))
+    s = y * g / stabilize(z, eps)
+    share = x * affine.transpose(s, W)
+    share = share - low * affine.transpose(s, positive(W)) - high * affine.transpose(s, negative(W))
+    return Shares(share / stabilize(x), None)
+
+
+class Ruled(Function):
+    """y = run(x), linear in x, under one of the rules above."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], affine: Affine, rule: Rule,
+                journal: Journal | None) -> Tensor:
+        y = run(x)
+        ctx.save_for_backward(x, y)
+        ctx.affine, ctx.rule, ctx.journal = affine, rule, journal
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
+        x, y = ctx.saved_tensors
+        shares = ctx.rule(x, y, g, ctx.affine)
+        g_x, taken = shares if isinstance(shares, tuple) else (shares, None)
+        if ctx.journal is not None:
+            rest = ctx.journal.dot(g, y) - ctx.journal.dot(g_x, stabilize(x))
+            if taken is not None:
+                of_bias = ctx.journal.dot(taken, torch.ones_like(taken[:1, ..., :1]))
+                ctx.journal.book(BIAS, of_bias)
+                rest = rest - of_bias
+            ctx.journal.book(STABILIZER, rest)
+        return g_x, None, None, None, None
+
+
+def run_affine(call: Call, x: Tensor, run: Callable[[Tensor], Tensor], affine: Affine) -> Tensor:
+    """The linear map under the call's rule; LRP-0 is the plain gradient with the bias booked."""
+    if call.rule is zero:
+        y = run(x)
+        if affine.bias is not None:
+            call.constant(affine.bias, y, BIAS)
+        return y
+    return Ruled.apply(x, run, affine, call.rule, call.journal)
+
+
+def linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`."""
+    affine = Affine(F.linear, lambda s, W: s @ W, weight, bias)
+    return run_affine(call, input, lambda x: call.func(x, weight, bias), affine)
+
+
+def addmm(call: Call, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """`torch.addmm`, the linear layer of GPT-2 (weight stored (in, out))."""
+    if dependent(input) or dependent(mat2) or beta != 1 or alpha != 1:
+        total = call.retrace(lambda: torch.add(torch.mul(input, beta), torch.mul(torch.mm(mat1, mat2), alpha)))
+        return total
+    affine = Affine(torch.matmul, lambda s, W: s @ W.mT, mat2, input)
+    return run_affine(call, mat1, lambda x: call.func(input, x, mat2), affine)

@@ -1,0 +1,50 @@
+"""Ops that only move data, select it, or add it up with constant weights: the plain gradient is their rule.
+
+Relevance per unit goes where the entries came from, so that a reshape, a gather, a window shift or a class-token read
+needs nothing. Where a constant is moved in beside the explained tensor (a class token in `cat`, a filled mask), what
+the constant takes is booked.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from .call import Call, dependent
+
+
+def joined(call: Call, tensors: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """`torch.cat`, `torch.stack`: constants among the parts (class and register tokens) absorb."""
+    parts = list(tensors)
+    constants = [t for t in parts if not dependent(t) and t.is_floating_point()]
+    if call.journal is None or not constants:
+        return call.func(parts, *args, **kwargs)
+    return _booked(call, parts, constants, lambda *filled: call.func(list(filled), *args, **kwargs))
+
+
+def chosen(call: Call, condition: Any, *args: Any, **kwargs: Any) -> Any:
+    """`torch.where(condition, a, b)`."""
+    values = [*args, *kwargs.values()]
+    constants = [v for v in values if not dependent(v)]
+    if call.journal is None or not values or not constants:
+        return call.func(condition, *args, **kwargs)
+    return _booked(call, values, constants, lambda *filled: call.func(condition, *filled))
+
+
+def filled(call: Call, input: Tensor, mask: Any, value: Any, *rest: Any, **kwargs: Any) -> Tensor:
+    """`masked_fill` and its kin, out of place: the filled-in value is a constant unless it depends on the input."""
+    if call.journal is None or dependent(value):
+        return call.func(input, mask, value, *rest, **kwargs)
+    return _booked(call, [input], [value], lambda x: call.func(x, mask, value, *rest, **kwargs))
+
+
+def _booked(call: Call, values: list[Any], constants: list[Any], run: Any) -> Any:
+    """run(*values) with the constants' part booked under the first one that has a name of its own."""
+    moving = [v for v in values if dependent(v)]
+    names = [call.origin(c) for c in constants if isinstance(c, Tensor)]
+    name = next(iter(names), None) or call.origin(values[0])
+
+    def refilled(*aliases: Tensor) -> Any:
+        source = iter(aliases)
+        return run(*(next(source) if dependent(v) else v for v in values))
+
+    return call.booked(name, moving, refilled)

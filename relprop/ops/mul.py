@@ -1,0 +1,73 @@
+"""Entrywise products and quotients: gates, layer scale, rotary positions, divisions by a scale.
+
+References: Achtibat et al. 2024, eq. 15 (uniform rule); Ali et al. 2022 (a gate held constant).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .call import Binary, Call, dependent, scaled
+from .journal import NORM, PRODUCT
+
+
+def uniform(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Half of the relevance to each factor: g_a = b g / 2 (Achtibat et al. 2024, eq. 15). Strictly conservative."""
+    return b * g / 2, a * g / 2
+
+
+def hold_gate(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """All relevance to the second factor, the first being the gate (CP-LRP). Strictly conservative.
+
+    The machine takes as the gate the factor that an activation made; where neither or both are, it is `uniform`.
+    """
+    return torch.zeros_like(a), a * g
+
+
+def gradient(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """The plain gradient: both factors receive all relevance, so that it doubles. Not conservative."""
+    return b * g, a * g
+
+
+def mul(call: Call, input: Any, other: Any) -> Tensor:
+    """`torch.mul`, `*`, `*=`: linear in one dependent factor, shared by two."""
+    if not (dependent(input) and dependent(other)):
+        return call.func(input, other)
+    rule = call.rule
+    if rule is gradient:
+        return call.booked(PRODUCT, [input, other], lambda a, b: call.func(a, b))
+    if rule is hold_gate:
+        gates = [getattr(factor, GATE, False) for factor in (input, other)]
+        if gates[0] != gates[1]:
+            return call.func(input.detach(), other) if gates[0] else call.func(input, other.detach())
+        rule = uniform
+    if rule is uniform:
+        return call.func(scaled(input, 0.5), scaled(other, 0.5))
+    a, b = torch.broadcast_tensors(input, other)
+    return Binary.apply(a, b, torch.mul, rule, call.journal, PRODUCT)
+
+
+GATE = "_relprop_gate"
+"""Name of the mark that the output of an activation carries through data movement, so that a gate is known as one."""
+
+
+def div(call: Call, input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+    """`torch.div`, `/`: the divisor is a scale and is held; under `gradient` it is not."""
+    if rounding_mode is not None:
+        return call.func(input, other, rounding_mode=rounding_mode)
+    if not dependent(other):
+        return call.func(input, other)
+    if call.rule is gradient:
+        moving = [x for x in (input, other) if dependent(x)]
+        return call.booked(NORM, moving, lambda *xs: call.func(*(xs if len(xs) == 2 else (input, *xs))))
+    return call.func(input, other.detach())
+
+
+def rdiv(call: Call, input: Any, other: Any) -> Tensor:
+    """`1 / x` as torch calls it: the operands the other way round."""
+    if not dependent(input):
+        return call.func(input, other)
+    if call.rule is gradient:
+        return call.booked(NORM, [input], lambda x: call.func(x, other))
+    return call.func(input.detach(), other)
