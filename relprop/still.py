@@ -1,0 +1,35 @@
+"""A model held still while it is explained: evaluation mode, frozen parameters, and all given back afterwards."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def settled(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode with frozen parameters; each module's mode and each parameter's `requires_grad` return.
+
+    One by one, since a model may be in train mode in parts, and also after an exception.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
+    >>> with settled(model):
+    ...     model.training, model[0].weight.requires_grad
+    (False, False)
+    >>> model[1].training, model[0].weight.requires_grad
+    (True, True)
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)

@@ -1,0 +1,97 @@
+"""Where the units of a map lie: a number for every token or pixel, and sums over and shares within the units.
+
+A unit is what is ranked and taken out: a token or a word of a text, a patch of an image, a position or feature of a
+plain tensor.
+"""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import rows
+from .tokens import Batch, ImageUnits, TextUnits
+
+CELLS = 8  # a side, where a picture's patches are not known
+BY = ("token", "word")
+
+
+def groups(batch: Batch, *, by: str | None = None) -> Tensor:
+    """Number of the unit that each entry of a map belongs to; -1 for what is no unit (special tokens, padding, a cut
+    edge).
+
+    Args: by: "token" (the default) or "word", for text.
+    Returns: int64, (B, T) for text, (B, Y, X) for pictures, (B, T) or (B, F) for plain tensors; numbered from 0 in
+        each row.
+    Raises: ValueError for an unknown `by`, or "word" for what is not text.
+    """
+    if by is not None and by not in BY:
+        raise ValueError(f"units are taken by {' or '.join(BY)}, not by {by!r}")
+    if isinstance(batch.units, TextUnits):
+        return _words(batch.units) if by == "word" else _tokens(batch.units)
+    if by == "word":
+        raise ValueError("only text has words; leave `by` out")
+    value = rows.leaf(batch)[1]
+    if isinstance(batch.units, ImageUnits):
+        known = batch.units
+        return patches(known.size, patch=known.patch, grid=known.grid).expand(batch.rows, -1, -1)
+    if value.ndim == 4:  # (B, C, Y, X)
+        return patches(tuple(value.shape[-2:])).expand(batch.rows, -1, -1)
+    if value.ndim not in (2, 3):
+        raise ValueError(f"a tensor of shape {tuple(value.shape)} has no known units; expected (B, F), (B, T, D) or "
+                         "(B, C, Y, X)")
+    return torch.arange(value.shape[1]).expand(batch.rows, -1)
+
+
+def patches(size: tuple[int, int], *, patch: tuple[int, int] | None = None,
+            grid: tuple[int, int] | None = None) -> Tensor:
+    """Number of the patch of each pixel, row by row; -1 beyond the last whole patch.
+
+    Args: size: (Y, X). patch, grid: pixels of a patch, patches of a picture; without them cells of about an eighth of
+        each side.
+
+    >>> patches((4, 4), patch=(2, 2))[0]
+    tensor([0, 0, 1, 1])
+    """
+    if patch is None:
+        patch = tuple(math.ceil(side / count) for side, count in zip(size, grid or (CELLS, CELLS), strict=True))
+        grid = grid or tuple(math.ceil(side / part) for side, part in zip(size, patch, strict=True))
+    grid = grid or tuple(side // part for side, part in zip(size, patch, strict=True))
+    y, x = (torch.arange(side) // part for side, part in zip(size, patch, strict=True))
+    inside = (y < grid[0])[:, None] & (x < grid[1])  # (Y, X)
+    return torch.where(inside, y[:, None] * grid[1] + x, -1)
+
+
+def spread(values: Tensor, groups: Tensor) -> Tensor:
+    """Each unit's value divided evenly over its entries, so that sums over units hold; zero where there is no unit.
+
+    Args: values: (B, U). groups: of `groups`, (B, ...).
+    Returns: a map, shape of `groups`.
+    """
+    flat = groups.flatten(1).to(values.device)  # (B, M)
+    inside = flat >= 0
+    sizes = torch.zeros_like(values).scatter_add_(1, flat.clamp(min=0), inside.to(values.dtype))
+    shares = values / sizes.clamp(min=1)
+    return shares.gather(1, flat.clamp(min=0)).where(inside, 0).view(groups.shape)
+
+
+def pooled(relevance: Tensor, groups: Tensor) -> Tensor:
+    """Sum of a map over each unit, (B, U); units that a row does not have are zero.
+
+    Args: relevance: a map, shape of `groups`. groups: of `groups`, (B, ...).
+    """
+    flat = groups.flatten(1).to(relevance.device)
+    inside = flat >= 0
+    sums = torch.zeros(len(flat), int(flat.max()) + 1, dtype=relevance.dtype, device=relevance.device)
+    return sums.scatter_add_(1, flat.clamp(min=0), relevance.flatten(1).where(inside, 0))
+
+
+def _tokens(units: TextUnits) -> Tensor:
+    removable = ~(torch.tensor(units.special) | torch.tensor(units.padding))  # (B, T)
+    return torch.where(removable, removable.cumsum(1) - 1, -1)
+
+
+def _words(units: TextUnits) -> Tensor:
+    numbers = torch.tensor([[-1 if word is None else word for word in row] for row in units.word_ids])
+    return torch.where(_tokens(units) >= 0, numbers, -1)  # a special token in the text has a word
