@@ -1,0 +1,141 @@
+"""Words set in lines, each on the colour of its relevance."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..result import Relevance
+from ..result.number import signed
+from . import color
+from .sheet import SMALL, TINY, extent, families, shortened, visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIZE = 10.5  # of words, in points
+SPACE, GLUED, PAD = 4.0, 1.2, 2.0  # between words, before a comma, inside a box
+PITCH, SMALL_PITCH = 25.0, 15.0  # from line to line, with and without numbers beneath
+TOLD = 0.25  # words from this share of the scale on have their number beneath
+_CLOSING, _OPENING = set(".,;:!?)]}…%»”’'、。，！？"), set("([{«“‘")
+
+
+@dataclass(frozen=True)
+class Box:
+    """A word at its place on a line, in points; `note` stands beneath it."""
+
+    text: str
+    value: float
+    x: float
+    width: float
+    note: str = ""
+
+
+def glued(before: str, word: str) -> bool:
+    """Whether no space is set between two words: before a comma, after a bracket, in scripts without spaces."""
+    wide = lambda text: unicodedata.east_asian_width(text[0]) in "WF"
+    return not before or word[:1] in _CLOSING or before[-1:] in _OPENING or bool(word) and wide(word) and wide(before)
+
+
+def rightward(text: str) -> bool:
+    """Whether a text reads from left to right, by its first letter that says so."""
+    for letter in text:
+        direction = unicodedata.bidirectional(letter)
+        if direction in ("L", "R", "AL"):
+            return direction == "L"
+    return True
+
+
+def lines(words: list[tuple[str, float]], width: float, end: float, *, size: float = SIZE) -> list[list[Box]]:
+    """Words in lines of at most this many points; a word that is longer than a line is cut short.
+
+    Args: words: with their relevance. end: of the colour scale.
+    """
+    found: list[list[Box]] = [[]]
+    before, x = "", 0.0
+    for word, value in words:
+        text = shortened(word, width - 2 * PAD, size)
+        note = signed(value, 2) if end and abs(value) >= TOLD * end else ""
+        needed = max(extent(text, size), extent(note, TINY)) + 2 * PAD
+        x += (GLUED if glued(before, word) else SPACE) if found[-1] else 0
+        if found[-1] and x + needed > width:
+            found.append([])
+            x = 0.0
+        found[-1].append(Box(text, value, x, needed, note))
+        before, x = word, x + needed
+    if words and not rightward("".join(word for word, _ in words)):
+        return [
+            [Box(box.text, box.value, width - box.x - box.width, box.width, box.note) for box in line] for line in found
+        ]
+    return found
+
+
+def draw(axes: Axes, found: list[list[Box]], end: float) -> None:
+    """Draws the lines onto axes whose unit is the point, y downwards."""
+    from matplotlib.patches import FancyBboxPatch
+
+    for number, line in enumerate(found):
+        top = number * PITCH
+        for box in line:
+            fill = color.paint(box.value, end) / 255
+            axes.add_patch(
+                FancyBboxPatch(
+                    (box.x + 1, top + 1),
+                    box.width - 2,
+                    SIZE * 1.35,
+                    boxstyle="round,pad=1,rounding_size=2",
+                    facecolor=fill,
+                    edgecolor="none",
+                )
+            )
+            _say(axes, box.x + box.width / 2, top + SIZE * 1.12, box.text, SIZE, color.on(box.value, end))
+            _say(axes, box.x + box.width / 2, top + SIZE * 1.35 + TINY + 2.5, box.note, TINY, color.FAINT)
+
+
+def draw_specials(axes: Axes, found: list[list[Box]]) -> None:
+    """Draws lines of tokens that are no words, grey, onto axes whose unit is the point, y downwards."""
+    from matplotlib.patches import FancyBboxPatch
+
+    for number, line in enumerate(found):
+        top = number * SMALL_PITCH
+        for box in line:
+            axes.add_patch(
+                FancyBboxPatch(
+                    (box.x + 1, top + 1),
+                    box.width - 2,
+                    SMALL * 1.5,
+                    boxstyle="round,pad=0.5,rounding_size=2",
+                    facecolor="#efefef",
+                    edgecolor="none",
+                )
+            )
+            _say(axes, box.x + box.width / 2, top + SMALL * 1.25, box.text, SMALL, color.FAINT)
+
+
+def specials(relevance: Relevance, row: int) -> list[str]:
+    """Tokens that are no words, each with its relevance; padding as one."""
+    padding = relevance.units.padding[row]
+    outside = [t for t, word in enumerate(relevance.units.word_ids[row]) if word is None]
+    found = relevance.specials(row)
+    told = [
+        f"{visible(token)} {signed(value)}" for (token, value), t in zip(found, outside, strict=True) if not padding[t]
+    ]
+    empty = [(token, value) for (token, value), t in zip(found, outside, strict=True) if padding[t]]
+    if empty:
+        times = f"{len(empty)} × " if len(empty) > 1 else ""
+        told.append(f"{times}{visible(empty[0][0])} {signed(sum(value for _, value in empty))}")
+    return told
+
+
+def _say(axes: Axes, x: float, y: float, text: str, size: float, ink: str) -> None:
+    if text:
+        axes.text(
+            x, y, text, fontsize=size, color=ink, ha="center", va="baseline", fontfamily=families(), parse_math=False
+        )
+
+
+def special_lines(relevance: Relevance, row: int, width: float) -> list[list[Box]]:
+    """The specials of a row in lines of at most this many points; none if there are none."""
+    told = specials(relevance, row)
+    return lines([(text, 0.0) for text in told], width, 0.0, size=SMALL) if told else []
