@@ -1,0 +1,190 @@
+"""Composites: which rule where, as a value.
+
+A composite names one rule for every kind of op, and exceptions by module type and by module path. The presets below
+are the published methods; `Composite.but` makes a new one from any of them.
+
+References: Achtibat et al. 2024 (AttnLRP: attention-aware layer-wise relevance propagation for transformers), Ali et
+al. 2022 (XAI for transformers: better explanations through conservative propagation), Montavon et al. 2017 (Explaining
+nonlinear classification decisions with deep Taylor decomposition), Bach et al. 2015 (On pixel-wise explanations).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+
+from .ops import KINDS, activation, add, linear, matmul, mul, norm, softmax
+
+STRICT, UP_TO_BIASES, NOT = "strictly conservative", "conservative up to biases", "not conservative"
+
+Rule = Callable[..., Any]
+Rules = Rule | Mapping[str, Rule]
+"""One rule for every kind of op that it fits, or a rule by kind."""
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Which rule each op of a model follows.
+
+    The most particular wins: a module path (shell pattern, "blocks.0.attn.*"), then a module type, then the kind of op.
+    `pixels` is the rule of the linear op that reads the explained input itself, such as a z-box for images.
+
+    Args:
+        name: what results and reports call it.
+        conservation: one of "strictly conservative", "conservative up to biases", "not conservative".
+        rules: a rule for each kind of op; kinds that are missing follow the plain gradient.
+        modules: exceptions by module type, for the ops that the module itself calls.
+        paths: exceptions by module path.
+        pixels: rule of the first linear op over a floating input.
+    Raises: ValueError for an unknown kind of op or conservation class, TypeError for a rule that cannot be called.
+    """
+
+    name: str
+    conservation: str
+    rules: Mapping[str, Rule]
+    modules: Mapping[type, Rules] = field(default_factory=dict)
+    paths: Mapping[str, Rules] = field(default_factory=dict)
+    pixels: Rule | None = None
+
+    def __post_init__(self) -> None:
+        if self.conservation not in (STRICT, UP_TO_BIASES, NOT):
+            raise ValueError(f"conservation must be {STRICT!r}, {UP_TO_BIASES!r} or {NOT!r}, got {self.conservation!r}")
+        for rules in (self.rules, *self.modules.values(), *self.paths.values()):
+            _check(rules)
+
+    def rule(self, kind: str, path: str, module_type: type | None) -> Rule | None:
+        """The rule of an op of `kind` called by the module at `path`; None for the plain gradient.
+
+        The fused attention follows the pair of the rules for "matmul" and "softmax".
+        """
+        if kind == "attention":
+            return self._single("matmul", path, module_type), self._single("softmax", path, module_type)
+        return self._single(kind, path, module_type)
+
+    def _single(self, kind: str, path: str, module_type: type | None) -> Rule | None:
+        for pattern, rules in self.paths.items():
+            if fnmatchcase(path, pattern) and (rule := _of(rules, kind)) is not None:
+                return rule
+        for wanted, rules in self.modules.items():
+            if module_type is not None and issubclass(module_type, wanted) and (rule := _of(rules, kind)) is not None:
+                return rule
+        return self.rules.get(kind)
+
+    def but(self, name: str | None = None, *, conservation: str | None = None, pixels: Rule | None = None,
+            modules: Mapping[type, Rules] | None = None, paths: Mapping[str, Rules] | None = None,
+            rules: Mapping[str, Rule] | None = None) -> "Composite":
+        """This composite with some rules replaced; what is given here comes before what was there."""
+        modules, paths = modules or {}, paths or {}
+        return replace(self, name=name or f"{self.name}*", conservation=conservation or self.conservation,
+                       pixels=pixels or self.pixels, rules={**self.rules, **(rules or {})},
+                       modules={**modules, **{t: r for t, r in self.modules.items() if t not in modules}},
+                       paths={**paths, **{p: r for p, r in self.paths.items() if p not in paths}})
+
+    def describe(self) -> dict[str, str]:
+        """Its rules in words, for the provenance of a result."""
+        words = {kind: _name(rule) for kind, rule in self.rules.items()}
+        words |= {f"{t.__name__}": _name(rules) for t, rules in self.modules.items()}
+        words |= {pattern: _name(rules) for pattern, rules in self.paths.items()}
+        return words | ({"pixels": _name(self.pixels)} if self.pixels else {})
+
+
+def _of(rules: Rules, kind: str) -> Rule | None:
+    return rules.get(kind) if isinstance(rules, Mapping) else rules
+
+
+def _check(rules: Rules) -> None:
+    for kind, rule in (rules.items() if isinstance(rules, Mapping) else [(None, rules)]):
+        if kind is not None and kind not in KINDS:
+            raise ValueError(f"unknown kind of op {kind!r}; the kinds are {', '.join(KINDS)}")
+        if not callable(rule):
+            raise TypeError(f"a rule is a function of tensors, got {rule!r} for {kind or 'a module'}")
+
+
+def _name(rules: Rules) -> str:
+    if isinstance(rules, Mapping):
+        return ", ".join(f"{kind}: {_name(rule)}" for kind, rule in rules.items())
+    if isinstance(rules, partial):
+        options = ", ".join(f"{k}={v}" for k, v in rules.keywords.items() if not isinstance(v, torch.Tensor))
+        return f"{_name(rules.func)}({options})"
+    return f"{rules.__module__.rsplit('.', 1)[-1]}.{rules.__name__}"
+
+
+def attnlrp() -> Composite:
+    """AttnLRP (Achtibat et al. 2024): LRP-0 in linear maps, half to each factor of a product, the softmax's Taylor
+    expansion, activations passed, the norms' scale held. Not conservative: the softmax keeps its constant part.
+    """
+    return Composite("attnlrp", NOT, {
+        "linear": linear.zero, "conv": linear.zero, "norm": norm.held, "softmax": softmax.taylor,
+        "activation": activation.identity, "matmul": matmul.uniform, "add": add.zero, "mul": mul.uniform})
+
+
+def attnlrp_gamma(conv: float = 0.25, dense: float = 0.05) -> Composite:
+    """AttnLRP with LRP-gamma in the linear maps, for vision transformers, whose plain maps are noisy (Achtibat et al.
+    2024, section 4.1). Not conservative. Args: conv, dense: gamma of convolutions and of linear layers.
+    """
+    return attnlrp().but("attnlrp-gamma", rules={
+        "conv": partial(linear.gamma, gamma=conv), "linear": partial(linear.gamma, gamma=dense)})
+
+
+def cp_lrp() -> Composite:
+    """CP-LRP (Ali et al. 2022): attention patterns, gates and the norms' scale held constant, LRP-0 elsewhere.
+
+    Conservative up to biases: all that is lost is lost to them and to other additive constants.
+    """
+    return attnlrp().but("cp-lrp", conservation=UP_TO_BIASES, rules={"softmax": softmax.hold, "mul": mul.hold_gate})
+
+
+def deep_taylor() -> Composite:
+    """Deep Taylor decomposition (Montavon et al. 2017): z-plus in every linear map, z-box at the pixels, activations
+    passed, the ratio rule at sums (Chefer et al. 2021), attention patterns and the norms' scale held.
+
+    Chefer et al. pass relevance through norms and attention scores entry by entry as well; an entry near zero then
+    receives an arbitrary amount per unit, and maps of whole models grow by orders of magnitude, so both are held here.
+    Conservative up to biases: z-plus leaves those of linear maps out; norms, position embeddings and class tokens
+    absorb.
+    """
+    return Composite("deep-taylor", UP_TO_BIASES, {
+        "linear": linear.z_plus, "conv": linear.z_plus, "norm": norm.held, "softmax": softmax.hold,
+        "activation": activation.identity, "matmul": matmul.uniform, "add": add.ratio, "mul": mul.uniform},
+        pixels=linear.z_box)
+
+
+def epsilon(eps: float = 1e-6) -> Composite:
+    """LRP-epsilon in linear maps and sums (Bach et al. 2015), the held pattern in attention, the held scale in norms.
+
+    Conservative up to biases and the stabilizer.
+    """
+    return cp_lrp().but("epsilon", rules={
+        "linear": partial(linear.epsilon, eps=eps), "conv": partial(linear.epsilon, eps=eps),
+        "add": partial(add.epsilon, eps=eps)})
+
+
+def gamma(conv: float = 0.25, dense: float = 0.05) -> Composite:
+    """LRP-gamma in linear maps with attention patterns held: CP-LRP with gamma. Conservative up to biases."""
+    return cp_lrp().but("gamma", rules={
+        "conv": partial(linear.gamma, gamma=conv), "linear": partial(linear.gamma, gamma=dense)})
+
+
+def gradient() -> Composite:
+    """Plain gradient x input, with the ledger that shows how far it is from conserving. Not conservative."""
+    return Composite("gradient", NOT, {
+        "linear": linear.zero, "conv": linear.zero, "norm": norm.gradient, "softmax": softmax.taylor,
+        "activation": activation.gradient, "matmul": matmul.gradient, "add": add.zero, "mul": mul.gradient})
+
+
+PRESETS: dict[str, Callable[[], Composite]] = {
+    "attnlrp": attnlrp, "attnlrp-gamma": attnlrp_gamma, "cp-lrp": cp_lrp, "deep-taylor": deep_taylor,
+    "epsilon": epsilon, "gamma": gamma, "gradient": gradient}
+NAMES = tuple(PRESETS)
+
+
+def get(composite: str | Composite) -> Composite:
+    """The composite of that name, or the one given. Raises: ValueError for an unknown name, listing the known."""
+    if isinstance(composite, Composite):
+        return composite
+    if composite not in PRESETS:
+        raise ValueError(f"unknown composite {composite!r}; the composites are {', '.join(NAMES)}")
+    return PRESETS[composite]()

@@ -1,0 +1,274 @@
+"""Relevance of inputs by one backward pass through an intercepted model, with its ledger.
+
+`propagate` works on any `nn.Module` and any value that is a function of its output; what the inputs mean (words,
+pixels) is the business of the levels above.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from .composite import Composite, get
+from .errors import IndependentOutput, LedgerError
+from .numerics import relevance_of, tolerance
+from .ops import Journal
+from .ops.call import dependent
+from .result import Ledger
+from .still import settled
+from .trace import Interception, Tap, intercepted
+
+TARGET = "target function"
+TOKEN_NAMES = ("input_ids", "decoder_input_ids")
+
+Value = Callable[[Any], Tensor]
+"""From a model's output to the explained values, (B,)."""
+
+
+@dataclass(frozen=True)
+class Propagation:
+    """What one backward pass found.
+
+    `relevance` holds the relevance of each input, entry by entry: pixels (B, C, Y, X) under the input's name or its
+    place ("0"), word embeddings (B, T, D) under the name of the ids. `tapped` holds that of inner tensors asked for.
+    """
+
+    output: Any
+    value: Tensor
+    relevance: dict[str, Tensor]
+    tapped: dict[str, Tensor] = field(default_factory=dict)
+    ledger: Ledger | None = None
+
+
+def propagate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Value,
+              composite: str | Composite = "attnlrp", *, ledger: bool = True, taps: dict[str, Tap] | None = None,
+              layers: tuple[str, ...] = (), unruled: str = "error", spread_bias: bool = False) -> Propagation:
+    """Relevance of the inputs of `model(*args, **kwargs)` for `value(output)`, by one forward and one backward pass.
+
+    Floating tensors among the inputs are explained entry by entry, token ids through their embedding; masks are not
+    explained. The model runs in eval mode and is given back as it came.
+
+    Args: value: gives the explained value of each row, (B,). composite: which rule where. ledger: keep the books, at
+        about a tenth of the cost. taps: inner tensors whose relevance is wanted. layers: module paths at whose outputs
+        the ledger reports the relevance that crosses. unruled: "error", or "gradient" to let an op without a rule
+        pass with its plain gradient. spread_bias: redistribute what constants took over the inputs.
+    Raises: IndependentOutput if the value does not depend on the inputs; LedgerError if the books do not balance;
+        UnruledOp for an op that is not in the table; ValueError for NaN or inf in the output.
+    """
+    if unruled not in ("error", "gradient"):
+        raise ValueError(f"unruled must be 'error' or 'gradient', got {unruled!r}")
+    run = _Run(model, args, kwargs, value, get(composite), ledger or spread_bias, dict(taps or {}), layers, unruled)
+    found = run.once()
+    if found is None:  # some tensor could not be split into the rows of the batch: one row at a time is exact
+        found = _stacked([run.of_row(row).once() for row in range(run.rows)])
+    if found.ledger is not None:
+        _close(found, run.precision)
+    return _spread(found) if spread_bias else found
+
+
+@dataclass
+class _Run:
+    """One explanation as it is being made."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    value: Value
+    composite: Composite
+    ledger: bool
+    taps: dict[str, Tap]
+    layers: tuple[str, ...]
+    unruled: str
+    precision: torch.dtype = field(init=False)
+    """Of the least precise part that the model computes in."""
+
+    def __post_init__(self) -> None:
+        tensors = [t for t in (*self.args, *self.kwargs.values()) if isinstance(t, Tensor)]
+        if not tensors:
+            raise ValueError("nothing to explain: no tensor among the inputs")
+        explained = [t for name, t in self._inputs() if t.is_floating_point()]
+        self.rows = (explained or tensors)[0].shape[0]
+        parameter = next((p for p in self.model.parameters() if p.is_floating_point()), None)
+        self.dtype = explained[0].dtype if explained else torch.float32 if parameter is None else parameter.dtype
+        self.precision = self.dtype
+
+    def _inputs(self) -> Iterator[tuple[str, Tensor]]:
+        named = [*((str(i), t) for i, t in enumerate(self.args)), *self.kwargs.items()]
+        return ((name, t) for name, t in named if isinstance(t, Tensor) and "mask" not in name)
+
+    def of_row(self, row: int) -> "_Run":
+        """The same run on one row of the batch."""
+        def cut(t: Any) -> Any:
+            return t[row:row + 1] if isinstance(t, Tensor) and t.dim() and t.shape[0] == self.rows else t
+
+        value, rows = self.value, self.rows
+        one = getattr(value, "row", None)
+        return replace(self, args=tuple(cut(a) for a in self.args), kwargs={k: cut(v) for k, v in self.kwargs.items()},
+                       value=one(row, rows) if one else value)
+
+    def once(self) -> Propagation | None:
+        """Forward and backward; None where the ledger cannot tell the rows of the batch apart."""
+        journal = Journal(self.rows, torch.promote_types(self.dtype, torch.float32)) if self.ledger else None
+        taps = {**self.taps, **{f"layer {path}": Tap(path) for path in self.layers}}
+        with ExitStack() as stack:
+            stack.enter_context(settled(self.model))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            # what a checkpoint recomputes must meet the interception, which lives in this thread
+            stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+            leaves, args, kwargs = self._leaves()
+            mode = stack.enter_context(intercepted(
+                self.model, self.composite, journal=journal, token_ids=self._token_ids(), taps=taps,
+                unruled=self.unruled, precision=self.dtype))
+            output = self.model(*args, **kwargs)
+            with torch._C.DisableTorchFunction():
+                value = self._value(output)
+                leaves = {**leaves, **mode.leaves}
+                if journal is not None:
+                    self._book_target(journal, output, value)
+            relevance = self._backward(leaves, value)
+        self.precision = torch.float32 if mode.lost_precision else self.dtype
+        if journal is not None and not journal.exact_rows and self.rows > 1:
+            return None
+        return self._found(output, value, relevance, mode, journal)
+
+    def _leaves(self) -> tuple[dict[str, Tensor], tuple[Any, ...], dict[str, Any]]:
+        """The floating inputs as leaves, and the arguments that carry them into the model."""
+        leaves = {name: t.detach().clone().requires_grad_() for name, t in self._inputs() if t.is_floating_point()}
+
+        def carried(name: str, value: Any) -> Any:
+            if name not in leaves:
+                return value
+            carrier = leaves[name].clone()  # the model may update its input in place; a leaf may not be
+            carrier._relprop_input = True
+            return carrier
+
+        args = tuple(carried(str(i), a) for i, a in enumerate(self.args))
+        return leaves, args, {name: carried(name, v) for name, v in self.kwargs.items()}
+
+    def _token_ids(self) -> dict[str, Tensor]:
+        whole = {name: t for name, t in self._inputs() if not t.is_floating_point() and t.dtype != torch.bool}
+        named = {name: t for name, t in whole.items() if name in TOKEN_NAMES}
+        return named or {name: t for name, t in whole.items() if name.isdigit()}
+
+    def _value(self, output: Any) -> Tensor:
+        value = self.value(output)
+        if not isinstance(value, Tensor) or value.shape != (self.rows,):
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"the explained value must be one number a row, shape ({self.rows},), got {got}")
+        if not torch.isfinite(value).all():
+            values = value.detach().tolist()
+            raise ValueError(f"the explained value is {values}: {_suspect(self.model, self._inputs())}")
+        if not value.requires_grad:
+            raise IndependentOutput(_INDEPENDENT)
+        return value
+
+    def _book_target(self, journal: Journal, output: Any, value: Tensor) -> None:
+        """What a target that is not linear in the output (a probability, a product) keeps for itself."""
+        flat, rebuild = tree_flatten(output)
+        places = [i for i, t in enumerate(flat) if dependent(t)]
+        for i in places:
+            flat[i] = flat[i].detach().requires_grad_()
+        again = self.value(tree_unflatten(flat, rebuild))
+        if not dependent(again):
+            return  # the value reads the output in a way that cannot be repeated; nothing is known of it
+        tensors = [flat[i] for i in places]
+        grads = torch.autograd.grad(again.sum(), tensors, allow_unused=True)
+        amounts = [journal.dot(g, t.detach()).to("cpu", torch.float64)
+                   for t, g in zip(tensors, grads, strict=True) if g is not None]
+        rest = value.detach().to("cpu", torch.float64) - sum(amounts)
+        if bool((rest.abs() > tolerance(self.dtype) * 1e-3 * value.detach().abs().to("cpu")).any()):
+            journal.book(TARGET, rest)
+
+    def _backward(self, leaves: dict[str, Tensor], value: Tensor) -> dict[str, Tensor]:
+        if not leaves:
+            raise IndependentOutput("no input to explain was seen: pass floating tensors, or token ids that the model "
+                                    "looks up in its input embedding")
+        per_unit = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+        reached = {name: (leaf, g) for (name, leaf), g in zip(leaves.items(), per_unit, strict=True) if g is not None}
+        strength = sum(g.detach().abs().flatten(1).amax(1) for _, g in reached.values()) if reached else None
+        if strength is None or bool((strength == 0).any()):
+            raise IndependentOutput(_INDEPENDENT)
+        return {name: relevance_of(leaf.detach(), g) for name, (leaf, g) in reached.items()}
+
+    def _found(self, output: Any, value: Tensor, relevance: dict[str, Tensor], mode: Interception,
+               journal: Journal | None) -> Propagation:
+        tapped = {name: t.value * t.per_unit for name, t in mode.tapped.items() if t.per_unit is not None}
+        ledger = None
+        if journal is not None:
+            total = sum(self._total(journal, r) for r in relevance.values())
+            crossing = {path: self._total(journal, tapped.pop(f"layer {path}"))
+                        for path in self.layers if f"layer {path}" in tapped}
+            absorbed = {name: t for name, t in sorted(journal.absorbed.items()) if bool((t != 0).any())}
+            ledger = Ledger(value.detach().to("cpu", torch.float64), total, absorbed, crossing or None)
+        return Propagation(output, value.detach(), relevance, tapped, ledger)
+
+    @staticmethod
+    def _total(journal: Journal, relevance: Tensor) -> Tensor:
+        return journal.dot(relevance, relevance.new_ones(())).to("cpu", torch.float64)
+
+
+_INDEPENDENT = ("the explained value does not depend on the input: its gradient is missing or zero throughout. Look "
+                "for a target that the model never computes, a detached output, or weights that are all zero")
+
+
+def _suspect(model: nn.Module, inputs: Iterator[tuple[str, Tensor]]) -> str:
+    """Where NaN or inf came from, in words."""
+    for name, t in inputs:
+        if t.is_floating_point() and not torch.isfinite(t).all():
+            return f"the input {name!r} holds NaN or inf"
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"the parameter {name!r} holds NaN or inf; load the weights again"
+    return "inputs and weights are finite, so the forward pass overflows; try a wider dtype"
+
+
+def _close(found: Propagation, dtype: torch.dtype) -> None:
+    """Raises LedgerError if the books do not balance to the dtype's tolerance of the largest entry, in any row."""
+    ledger = found.ledger
+    gap = ledger.value - ledger.input - sum(ledger.absorbed.values())
+    entries = [ledger.value, ledger.input, *ledger.absorbed.values()]
+    largest = torch.stack([entry.abs() for entry in entries]).amax(0)
+    off = gap.abs() > tolerance(dtype) * largest
+    if bool(off.any()):
+        row = int(off.nonzero()[0])
+        raise LedgerError(f"the books do not balance in row {row}: {float(gap[row]):.3g} of "
+                          f"{float(ledger.value[row]):.6g} is unaccounted for. The model computes somewhere out of sight (a custom autograd function, a "
+                          f"compiled kernel).\n{ledger}")
+
+
+def _stacked(rows: list[Propagation]) -> Propagation:
+    """Runs of one row each as one run of the batch."""
+    ledgers = [r.ledger for r in rows]
+    names = sorted({name for ledger in ledgers for name in ledger.absorbed})
+    zero = torch.zeros(1, dtype=torch.float64)
+    layers = {path: torch.cat([ledger.layers[path] for ledger in ledgers]) for path in ledgers[0].layers or {}}
+    ledger = Ledger(torch.cat([ledger.value for ledger in ledgers]), torch.cat([ledger.input for ledger in ledgers]),
+                    {name: torch.cat([ledger.absorbed.get(name, zero) for ledger in ledgers]) for name in names},
+                    layers or None)
+    return Propagation([r.output for r in rows], torch.cat([r.value for r in rows]),
+                       {name: torch.cat([r.relevance[name] for r in rows]) for name in rows[0].relevance},
+                       {name: torch.cat([r.tapped[name] for r in rows]) for name in rows[0].tapped}, ledger)
+
+
+def _spread(found: Propagation) -> Propagation:
+    """The same map with what biases and other constants took given back to the inputs, so that it sums to the value.
+
+    Each row's absorbed relevance goes to the entries in proportion to the magnitude of what they have.
+    """
+    absorbed = sum(found.ledger.absorbed.values())
+    size = sum(r.abs().flatten(1).sum(1).to("cpu", torch.float64) for r in found.relevance.values())
+    share = absorbed / size
+
+    def given(r: Tensor) -> Tensor:
+        factor = share.to(r.device, r.dtype).reshape(-1, *[1] * (r.dim() - 1))
+        return r + r.abs() * factor
+
+    relevance = {name: given(r) for name, r in found.relevance.items()}
+    total = sum(r.flatten(1).sum(1).to("cpu", torch.float64) for r in relevance.values())
+    kept = {TARGET: found.ledger.absorbed[TARGET] * 0} if TARGET in found.ledger.absorbed else {}
+    return replace(found, relevance=relevance, ledger=replace(found.ledger, input=total, absorbed=kept))

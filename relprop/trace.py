@@ -1,0 +1,566 @@
+"""The interception: every torch call of an unmodified model passes through the table while a `with` block lasts.
+
+A `torch.overrides.TorchFunctionMode` sees the calls; hooks on the modules tell where each one stands and let modules
+win over functions (an activation written as five torch calls is one op). Nothing is patched, and all hooks go at the
+end.
+"""
+
+import math
+import re
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from .composite import Composite
+from .errors import UnruledOp
+from .ops import Call, Journal, Op, activation, add, attention, linear, lookup, matmul, mul, norm, softmax
+from .ops.call import dependent, plain
+from .ops.journal import ACTIVATION, CONSTANT, NORM, PRODUCT, SOFTMAX
+
+_DEFAULTS: dict[str, Any] = {
+    "linear": linear.zero, "conv": linear.zero, "norm": norm.gradient, "softmax": softmax.taylor,
+    "activation": activation.gradient, "matmul": matmul.gradient, "add": add.zero, "mul": mul.gradient}
+"""The plain gradient of each kind, for kinds that a composite leaves out."""
+
+_ABSORBERS = (
+    ("class token", r"cls_token|class_token|class_embedding"), ("distillation token", r"dist_token|distillation"),
+    ("register tokens", r"reg_token|register|storage_token"), ("mask token", r"mask_token"),
+    ("position embeddings", r"pos_|position|\bpos\b|wpe|rel_|relative|rope|alibi"),
+    ("token type embeddings", r"token_type|segment"), ("biases", r"bias$"))
+"""How the ledger names a constant, by the name of the parameter that it came from; the first pattern found wins."""
+
+ROUNDING = "rounding"
+_LOSSES = {"norm": NORM, "softmax": SOFTMAX, "activation": ACTIVATION, "matmul": PRODUCT, "mul": PRODUCT}
+_ORIGIN, _INPUT = "_relprop_origin", "_relprop_input"
+_CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16"})
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A tensor whose relevance is wanted: what the nth call of `kind` in the module at `path` reads (`side` "input") or
+    returns ("output"); with `kind` None, what the module itself returns.
+    """
+
+    path: str
+    kind: str | None = None
+    side: str = "output"
+    nth: int = 0
+
+
+@dataclass
+class Tapped:
+    """A tapped tensor and, after the backward pass, its relevance per unit."""
+
+    value: Tensor
+    per_unit: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An op noticed in a forward pass: its kind ("linear", or "attention" with output (B, H, T, K)), the module it was
+    called in, the how-manieth of its kind there it is (`nth`), its operands' shapes, and its place in the order of all.
+    """
+
+    kind: str
+    path: str
+    nth: int
+    inputs: tuple[torch.Size, ...]
+    output: torch.Size
+    order: int
+
+
+class Interception(TorchFunctionMode):
+    """Runs the calls of `model` under the rules of `composite`.
+
+    Use `intercepted`, which also places the hooks. Inside, `leaves` collects the word embeddings that became inputs.
+    """
+
+    def __init__(self, model: nn.Module, composite: Composite, *, journal: Journal | None = None,
+                 token_ids: dict[str, Tensor] | None = None, taps: dict[str, Tap] | None = None,
+                 unruled: str = "error", precision: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.model, self.composite, self.journal, self.unruled = model, composite, journal, unruled
+        self.precision, self.lost_precision = precision, False
+        self.leaves: dict[str, Tensor] = {}
+        self.tapped: dict[str, Tapped] = {}
+        self._ids = {t.untyped_storage().data_ptr(): name for name, t in (token_ids or {}).items()}
+        self._ids_shapes = {name: t.numel() for name, t in (token_ids or {}).items()}
+        self._taps = dict(taps or {})
+        self._counts: dict[tuple[str, str], int] = {}
+        self._stack: list[tuple[str, nn.Module]] = [("", model)]
+        self._rules: dict[tuple[str, str], Any] = {}
+        named = [*model.named_parameters(), *model.named_buffers()]
+        self._names = {t.untyped_storage().data_ptr(): name for name, t in named if t.numel()}
+
+    # -- the calls -----------------------------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not torch.is_grad_enabled():  # the model's own no_grad blocks, and the backward pass
+            return func(*args, **kwargs)
+        if func is F.embedding or func is torch.embedding:
+            return self._embedding(func, *args, **kwargs)
+        if not _reached(args, kwargs):
+            return self._constant(func, args, kwargs)
+        op = lookup(func)
+        if op is None:
+            return self._unlisted(func, args, kwargs)
+        if op.inplace is not None:
+            return self._inplace(op, func, args, kwargs)
+        return self._run(op, func, args, kwargs)
+
+    def _run(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
+        if op.run is plain:
+            return self._move(op, func, args, kwargs)
+        call = self._call(op.kind, func, args)
+        if self._taps:
+            self._tap_call(op.kind, "input", args)
+        if self._loses_precision(args, kwargs):
+            output = self._rounded(call, op.run, args, kwargs)
+        else:
+            output = op.run(call, *args, **kwargs)
+        if self._taps:
+            self._tap_call(op.kind, "output", (output,))
+        if op.kind == "activation" and isinstance(output, Tensor):
+            setattr(output, mul.GATE, True)
+        return output
+
+    def _move(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
+        """Data movement: the plain call, unless it brings constants in or changes the precision."""
+        name = getattr(func, "__name__", "")
+        moved_in = self.journal is not None and not name.endswith("_") and any(
+            isinstance(a, Tensor) and not a.requires_grad and a.is_floating_point() for a in (*args, *kwargs.values()))
+        if moved_in or (self._loses_precision(args, kwargs) and op.kind == "pool") or (
+                name in _CASTS and self.precision == torch.float64):
+            output = self._rounded(self._call(op.kind, func, args), plain, args, kwargs, CONSTANT if moved_in else None)
+        else:
+            output = func(*args, **kwargs)
+        if args and isinstance(output, Tensor):
+            for mark in (mul.GATE, _INPUT):
+                if getattr(args[0], mark, False):
+                    setattr(output, mark, True)
+        return output
+
+    def _call(self, kind: str, func: Any, args: Any) -> Call:
+        path, module = self._stack[-1]
+        if self.composite.pixels is not None and kind in ("linear", "conv") and getattr(args[0], _INPUT, False):
+            rule = self.composite.pixels
+        else:
+            key = (path, kind)
+            if key not in self._rules:
+                self._rules[key] = self._rule(kind, path, type(module))
+            rule = self._rules[key]
+        return Call(func, kind, path, rule, self.journal, self._origin, self._retrace)
+
+    def _rule(self, kind: str, path: str, module_type: type) -> Any:
+        rule = self.composite.rule(kind, path, module_type)
+        if kind == "attention":
+            return tuple(r or _DEFAULTS[k] for r, k in zip(rule, ("matmul", "softmax"), strict=True))
+        return rule or _DEFAULTS.get(kind)
+
+    def _retrace(self, function: Callable[..., Any]) -> Any:
+        with self:
+            return function()
+
+    def _inplace(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
+        """An op that writes into its first argument: as it is where the gradient is the rule, else in two steps."""
+        target, rest = args[0], args[1:]
+        call = self._call(op.kind, func, args)
+        if call.rule is add.zero and (dependent(target) or not any(dependent(a) for a in rest)):
+            return op.run(call, *args, **kwargs)
+        return target.copy_(self._run(Op(op.kind, op.run), op.inplace, (target.clone(), *rest), kwargs))
+
+    def _unlisted(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A function without a row: opened if it is written in Python, else passed if it does not compute."""
+        opened = _opened(func)
+        if opened is not None:
+            return self._retrace(lambda: opened(*args, **kwargs))
+        output = func(*args, **kwargs)
+        outputs = output if isinstance(output, (tuple, list)) else (output,)
+        if not any(dependent(t) for t in outputs):
+            return output
+        if self.unruled == "gradient":
+            name = f"unruled {_name(func)}"
+            return self._rounded(self._call("move", func, args), plain, args, kwargs, name)
+        raise UnruledOp(
+            f"no rule for {_name(func)} in module {self._stack[-1][0] or '(the model itself)'!r} "
+            f"({type(self._stack[-1][1]).__name__}); register one with relprop.ops.register(function, kind), or pass "
+            "unruled='gradient' to let its plain gradient through, booked under its name")
+
+    def _rounded(self, call: Call, run: Any, args: Any, kwargs: Any, name: str | None = None) -> Any:
+        """The call with what it loses booked, under the name of the constant that it moves in or as rounding."""
+        if self.journal is None:
+            return run(call, *args, **kwargs)
+        if name == CONSTANT:
+            constants = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and not a.requires_grad]
+            name = self._origin(next(c for c in constants if c.is_floating_point()))
+        leaves, rebuild = tree_flatten((list(args), dict(kwargs)))
+        places = [i for i, leaf in enumerate(leaves) if dependent(leaf)]
+        aliases = [leaves[i].view_as(leaves[i]) for i in places]
+        for place, alias in zip(places, aliases, strict=True):
+            leaves[place] = alias
+        args, kwargs = tree_unflatten(leaves, rebuild)
+        inner = Call(call.func, call.kind, call.path, call.rule, None, call.origin, call.retrace)
+        output = run(inner, *args, **kwargs)
+        for one in output if isinstance(output, (tuple, list)) else [output]:
+            if dependent(one):
+                self.journal.difference(name or _loss(call), one, aliases if one is _first(output) else [])
+        return output
+
+    def _loses_precision(self, args: Any, kwargs: Any) -> bool:
+        """Whether a float64 run has come into a part that the model computes in less."""
+        if self.precision != torch.float64 or self.journal is None:
+            return False
+        lost = any(isinstance(a, Tensor) and a.requires_grad and a.dtype != torch.float64
+                   for a in (*args, *kwargs.values()))
+        self.lost_precision |= lost
+        return lost
+
+    # -- constants and inputs ------------------------------------------------------------------------------------
+
+    def _constant(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A call that the explained input does not reach; its result keeps the name of the parameter it came from."""
+        output = func(*args, **kwargs)
+        if self.journal is not None and isinstance(output, Tensor) and output.is_floating_point():
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, Tensor) and (name := self._parameter(value)):
+                    setattr(output, _ORIGIN, name)
+                    break
+        return output
+
+    def _parameter(self, tensor: Tensor) -> str | None:
+        name = getattr(tensor, _ORIGIN, None)
+        if name is None and tensor.is_floating_point() and tensor.device.type != "meta":
+            name = self._names.get(tensor.untyped_storage().data_ptr())
+        return name
+
+    def _origin(self, constant: Any) -> str:
+        """The ledger's name of a constant."""
+        name = self._parameter(constant) if isinstance(constant, Tensor) else None
+        return next((label for label, part in _ABSORBERS if name and re.search(part, name)), CONSTANT)
+
+    def _embedding(self, func: Any, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """An embedding lookup: of the explained token ids it is the input, of anything else a constant."""
+        output = func(input, weight, *args, **kwargs)
+        if weight.requires_grad:
+            return output
+        name = self._ids.get(input.untyped_storage().data_ptr()) or self._by_table(input, weight)
+        if name is None:
+            setattr(output, _ORIGIN, self._parameter(weight))
+            return output
+        leaf = output.detach().requires_grad_()
+        self.leaves[name if name not in self.leaves else f"{name}#{len(self.leaves)}"] = leaf
+        return leaf.clone()  # the model may update its embeddings in place; a leaf may not be
+
+    def _by_table(self, input: Tensor, weight: Tensor) -> str | None:
+        """The ids that a model copied before it looked them up, known by their number and the model's own table."""
+        table = getattr(self.model, "get_input_embeddings", None)
+        try:
+            table = getattr(table(), "weight", None) if table else None
+        except (NotImplementedError, AttributeError, TypeError):
+            return None
+        fits = [name for name, size in self._ids_shapes.items() if size == input.numel() and name not in self.leaves]
+        return fits[0] if table is weight and fits else None
+
+    # -- modules -------------------------------------------------------------------------------------------------
+
+    def enter_module(self, path: str, module: nn.Module) -> None:
+        self._stack.append((path, module))
+
+    def leave_module(self) -> None:
+        self._stack.pop()
+
+    def leave_output(self, path: str, output: Any) -> None:
+        """Tap what a module returns, where that is wanted."""
+        if self._taps:
+            first = _first(output)
+            self._tap(path, None, "output", first)
+
+    def activate(self, path: str, module: nn.Module, x: Tensor, y: Tensor, offset: float) -> Tensor:
+        """The output y = f(x) of an activation module, under the composite's rule for activations."""
+        rule = self._rule("activation", path, type(module))
+        call = Call(module.forward, "activation", path, rule, self.journal, self._origin)
+        with torch._C.DisableTorchFunction():
+            if rule is activation.gradient:
+                output = call.booked("activations", [x], module.forward)
+            else:
+                output = activation.apply(call, x, lambda _: y, offset=offset)
+        setattr(output, mul.GATE, True)
+        return output
+
+    # -- taps ----------------------------------------------------------------------------------------------------
+
+    def _tap_call(self, kind: str, side: str, tensors: Any) -> None:
+        path = self._stack[-1][0]
+        if any(tap.path == path and tap.kind == kind for tap in self._taps.values()):
+            self._tap(path, kind, side, next((t for t in tensors if dependent(t)), _first(tensors)))
+
+    def _tap(self, path: str, kind: str | None, side: str, tensor: Any) -> None:
+        key = (path, f"{kind} {side}")
+        nth = self._counts.get(key, 0)
+        self._counts[key] = nth + 1
+        for name, tap in self._taps.items():
+            if (tap.path, tap.kind, tap.side, tap.nth) == (path, kind, side, nth) and dependent(tensor):
+                kept = self.tapped[name] = Tapped(tensor.detach())
+                tensor.register_hook(lambda g, kept=kept: _keep(kept, g))
+
+
+def _loss(call: Call) -> str:
+    """What an op booked by difference loses relevance to: the plain gradient of a nonlinear op, or rounding."""
+    return _LOSSES.get(call.kind, ROUNDING) if call.rule is _DEFAULTS.get(call.kind) else ROUNDING
+
+
+def _keep(kept: Tapped, g: Tensor) -> None:
+    kept.per_unit = g.detach() if kept.per_unit is None else kept.per_unit + g.detach()
+
+
+def _first(output: Any) -> Any:
+    """The tensor that a module's output is about: itself, or the first of a tuple, list or model output."""
+    if isinstance(output, Tensor):
+        return output
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    return next((v for v in values if isinstance(v, Tensor)), None)
+
+
+def _reached(args: Any, kwargs: Any) -> bool:
+    """Whether any argument, or a member of a list argument, depends on the explained input."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            if value.requires_grad:
+                return True
+        elif isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) and v.requires_grad for v in value):
+            return True
+    return False
+
+
+def _name(func: Any) -> str:
+    name = getattr(func, "__name__", str(func))
+    owner = getattr(func, "__objclass__", None)
+    return f"Tensor.{name}" if owner is not None else f"{(getattr(func, '__module__', None) or 'torch')}.{name}"
+
+
+def _never(*_: Any) -> bool:
+    return False
+
+
+_BLIND = {"has_torch_function": _never, "has_torch_function_unary": _never, "has_torch_function_variadic": _never}
+
+
+def _opened(func: Any) -> Callable[..., Any] | None:
+    """A Python function of torch with its own interception check off, so that the calls inside it are seen.
+
+    PyTorch hands a function such as `F.normalize` over as one call, and looks no further; run with the check off,
+    the same code makes its inner calls in the open. None for functions that are not written in Python.
+    """
+    if func is torch._assert:  # it asks torch.overrides itself, out of reach, and computes nothing
+        return None
+    if hasattr(func, "__wrapped__"):
+        return func.__wrapped__
+    code = getattr(func, "__code__", None)
+    if code is None or not any(name in _BLIND for name in code.co_names):
+        return None
+    blind = {**func.__globals__, **_BLIND}
+    opened = types.FunctionType(code, blind, func.__name__, func.__defaults__, func.__closure__)
+    opened.__kwdefaults__ = func.__kwdefaults__
+    return opened
+
+
+_OFFSETS: "WeakKeyDictionary[nn.Module, float | None]" = WeakKeyDictionary()
+
+
+def activation_offset(module: nn.Module) -> float | None:
+    """f(0) if the module is an activation: no parameters, no children, each output entry a function of its own input
+    entry alone; None if it is not. Found by trying it on eight numbers, not by its name.
+    """
+    if type(module).__module__.startswith("torch.nn.") or next(module.children(), None) is not None:
+        return None  # torch's own activations are single calls, which the table knows
+    if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
+        return None
+    if module not in _OFFSETS:
+        _OFFSETS[module] = _try_elementwise(module)
+    return _OFFSETS[module]
+
+
+@torch.no_grad()
+def _try_elementwise(module: nn.Module) -> float | None:
+    x = torch.linspace(-2.0, 2.5, 8)
+    moved = x.clone()
+    moved[3] += 0.25
+    try:
+        y, y_moved, at_zero = module.forward(x.clone()), module.forward(moved.clone()), module.forward(torch.zeros(1))
+    except Exception:  # a module that wants anything but one tensor is not an activation
+        return None
+    if not isinstance(y, Tensor) or y.shape != x.shape or torch.equal(y, x) or not y.isfinite().all():
+        return None
+    others = torch.arange(8) != 3
+    same = torch.equal(y[others], y_moved[others]) and not torch.equal(y[3], y_moved[3])
+    return float(at_zero) if same and math.isfinite(float(at_zero)) else None
+
+
+class Observer(TorchFunctionMode):
+    """Notices the linear maps and the attention of a forward pass, and with `patterns` the attention patterns.
+
+    Attention is the fused kernel, or a softmax whose result multiplies a tensor; `rows` tells how a pattern of shape
+    (B H, T, S) splits.
+    """
+
+    def __init__(self, rows: int | None = None) -> None:
+        super().__init__()
+        self.rows, self.patterns = rows, []
+        self.seen: list[Seen] = []
+        self.path: list[str] = [""]
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        op = lookup(func)
+        if func is F.scaled_dot_product_attention:
+            return self._fused(func, *args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            call = Call(func, "attention", self.path[-1], None, retrace=self._retrace)
+            return attention.multi_head_attention_forward(call, *args, **kwargs)
+        opened = _opened(func) if op is None else None
+        if opened is not None:
+            return self._retrace(lambda: opened(*args, **kwargs))
+        output = func(*args, **kwargs)
+        if op is not None and isinstance(output, Tensor):
+            self._notice(op.kind, args, output)
+        return output
+
+    def _retrace(self, function: Callable[..., Any]) -> Any:
+        with self:
+            return function()
+
+    def _fused(self, func: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+               dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, **options: Any) -> Tensor:
+        output = func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
+        self._add("attention", (query, key, value), output)
+        if self.rows is not None:
+            factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+            mask = attention.additive(attn_mask, is_causal, query, key)
+            self.patterns.append(attention.pattern(query, attention.grouped(key, query), mask, factor))
+        return output
+
+    def _notice(self, kind: str, args: Any, output: Tensor) -> None:
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        if kind == "linear":
+            self._add("linear", tensors, output)
+        if kind == "softmax":
+            setattr(output, _PATTERN, True)
+        elif kind in ("move", "linear") and tensors and getattr(tensors[0], _PATTERN, False):
+            setattr(output, _PATTERN, True)  # dropout, a cast, heads mixed after the softmax
+        elif kind == "matmul":
+            weights = next((t for t in tensors if getattr(t, _PATTERN, False)), None)
+            if weights is not None and weights.dim() in (3, 4):
+                self._unfused(weights, output)
+
+    def _unfused(self, weights: Tensor, output: Tensor) -> None:
+        rows = self.rows or 1
+        shape = output.shape if output.dim() == 4 else torch.Size((rows, output.shape[0] // rows, *output.shape[1:]))
+        self.seen.append(Seen("attention", self.path[-1], 0, (weights.shape,), shape, len(self.seen)))
+        if self.rows is not None:
+            self.patterns.append(weights if weights.dim() == 4 else weights.unflatten(0, (rows, -1)))
+
+    def _add(self, kind: str, tensors: Any, output: Tensor) -> None:
+        key = (kind, self.path[-1])
+        nth = self._counts[key] = self._counts.get(key, -1) + 1
+        self.seen.append(Seen(kind, self.path[-1], nth, tuple(t.shape for t in tensors), output.shape, len(self.seen)))
+
+
+_PATTERN = "_relprop_pattern"
+
+
+@contextmanager
+def _observing(model: nn.Module, observer: Observer) -> Iterator[Observer]:
+    handles = []
+    try:
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda m, a, path=path: observer.path.append(path)))
+            handles.append(module.register_forward_hook(lambda m, a, o: _popped(observer.path), always_call=True))
+        with observer:
+            yield observer
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _popped(path: list[str]) -> None:
+    path.pop()
+
+
+@contextmanager
+def observed(model: nn.Module, rows: int | None = None) -> Iterator[list[Seen]]:
+    """A `with` block that collects the linear maps and attentions which `model` runs, in order."""
+    with _observing(model, Observer(rows)) as observer:
+        yield observer.seen
+
+
+def attention_patterns(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[Tensor]]:
+    """The output of one forward pass and the pattern of each of its attentions, (B, H, T, S), in order.
+
+    Whatever the backend: a fused kernel's pattern is computed beside it, heads of grouped queries are repeated, and the
+    model stays as it is. Patterns are as the model uses them, so that rows which are masked throughout are zero.
+    """
+    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()]
+    with _observing(model, Observer(tensors[0].shape[0] if tensors else 1)) as observer:
+        output = model(*args, **kwargs)
+    return output, observer.patterns
+
+
+@contextmanager
+def intercepted(model: nn.Module, composite: Composite, **options: Any) -> Iterator[Interception]:
+    """A `with` block in which the calls of `model` follow `composite`; options as of `Interception`.
+
+    The model's hooks are as before when it ends, also after an exception.
+    """
+    mode = Interception(model, composite, **options)
+    handles = []
+    try:
+        for path, module in model.named_modules():
+            handles += _hooked(mode, path, module)
+        with mode:
+            yield mode
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hooked(mode: Interception, path: str, module: nn.Module) -> list[Any]:
+    offset = activation_offset(module)
+    if offset is not None:
+        return _hooked_activation(mode, path, module, offset)
+
+    def before(module: nn.Module, args: Any) -> None:
+        mode.enter_module(path, module)
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        mode.leave_module()
+        mode.leave_output(path, output)
+
+    return [module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)]
+
+
+def _hooked_activation(mode: Interception, path: str, module: nn.Module, offset: float) -> list[Any]:
+    """Modules win over functions: an activation module is one op, however many calls it makes."""
+    waiting: list[Tensor | None] = []
+
+    def before(module: nn.Module, args: Any) -> Any:
+        x = args[0] if args else None
+        seen = dependent(x) and torch.is_grad_enabled()
+        waiting.append(x if seen else None)
+        return (x.detach(), *args[1:]) if seen else None
+
+    def after(module: nn.Module, args: Any, output: Any) -> Any:
+        x = waiting.pop()
+        return None if x is None or not isinstance(output, Tensor) else mode.activate(path, module, x, output, offset)
+
+    return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
