@@ -1,0 +1,238 @@
+"""Maps from attention patterns alone: attention rollout and raw attention.
+
+They know nothing of values, of MLPs, or of the target but where it is read: baselines, not explanations.
+
+References: S. Abnar and W. Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020 (rollout);
+S. Jain and B. Wallace, "Attention is not Explanation", NAACL 2019 (raw attention, and why not);
+J. Gildenblat, "Exploring Explainability for Vision Transformers", 2020 (head fusion and discarding).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from . import rows, units
+from .errors import IndependentOutput
+from .result import Relevance
+from .still import settled
+from .subject import Subject
+from .target import Targets
+from .tokens import Batch, ImageUnits, TextUnits
+from .trace import attention_patterns
+
+FUSIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda pattern: pattern.mean(1),
+    "max": lambda pattern: pattern.amax(1),
+    "min": lambda pattern: pattern.amin(1),
+}
+
+
+def rollout(patterns: list[Tensor], *, head_fusion: str = "mean", discard: float = 0.0, start_layer: int = 0,
+            padding: Tensor | None = None) -> Tensor:
+    """Share of each input position in each output position, if only attention and skip connections carried information.
+
+    A_l = row-normalised (fused_l + I), rollout = A_L ... A_2 A_1 (Abnar and Zuidema 2020, section 3, the skip
+    connection as I). Head fusion and `discard` are Gildenblat's: the smallest entries of each fused pattern are set to
+    zero. Departures from his code: each row of a batch has its own threshold, and the first entry is not spared.
+    Conserves: each row sums to one.
+
+    Args: patterns: one a layer, in order, (B, H, T, T). head_fusion: "mean", "max" or "min" over heads.
+        discard: share of a row's entries to drop, in [0, 1). start_layer: first layer to count. padding: True at
+        padding, (B, T).
+    Returns: (B, T, S), rows are output positions, float32 at least. Columns of padding are zero (but for padding
+        itself).
+    Raises: ValueError for no pattern, patterns that do not follow each other, or an unknown option.
+    """
+    if head_fusion not in FUSIONS:
+        raise ValueError(f"no head fusion {head_fusion!r}; there are {', '.join(FUSIONS)}")
+    if not 0 <= discard < 1:
+        raise ValueError(f"discard is a share in [0, 1), got {discard}")
+    _check(patterns)
+    if not 0 <= start_layer < len(patterns):
+        raise ValueError(f"start_layer {start_layer} is not one of the {len(patterns)} layers")
+    total = None
+    for pattern in patterns[start_layer:]:
+        mixed = _mixed(_fused(pattern, head_fusion, padding), discard, padding)
+        total = mixed if total is None else mixed @ total
+    return total
+
+
+def _check(patterns: list[Tensor]) -> None:
+    if not patterns:
+        raise ValueError("no attention was found in the model's forward, neither a softmax of scores nor "
+                         "scaled_dot_product_attention; use a method that needs none, such as input-x-gradient")
+    shapes = {(pattern.shape[0], *pattern.shape[2:]) for pattern in patterns}
+    if len(shapes) > 1 or patterns[0].shape[-1] != patterns[0].shape[-2]:
+        found = ", ".join(str(tuple(pattern.shape)) for pattern in patterns)
+        raise ValueError(f"attention cannot be followed from layer to layer through patterns of shape {found}; "
+                         "expected (B, H, T, T) with one T: no windows, no merging of tokens, no cross-attention")
+
+
+def _fused(pattern: Tensor, head_fusion: str, padding: Tensor | None) -> Tensor:
+    """The pattern over heads, (B, T, S), zero in rows and columns of padding (where a fused kernel may leave NaN)."""
+    fused = FUSIONS[head_fusion](pattern.detach().to(torch.promote_types(pattern.dtype, torch.float32)))
+    if padding is None:
+        return fused
+    return fused.masked_fill(padding[:, :, None] | padding[:, None, :], 0)
+
+
+def _mixed(fused: Tensor, discard: float, padding: Tensor | None) -> Tensor:
+    """One layer's mixing of positions with its skip connection, (B, T, S); rows sum to one."""
+    if discard:
+        there = torch.ones(fused.shape[:2], dtype=torch.bool, device=fused.device) if padding is None else ~padding
+        real = there[:, :, None] & there[:, None, :]  # (B, T, S)
+        fused = torch.stack([_discarded(*row, discard) for row in zip(fused, real, strict=True)])
+    mixed = fused + torch.eye(fused.shape[-1], dtype=fused.dtype, device=fused.device)
+    return mixed / mixed.sum(-1, keepdim=True)
+
+
+def _discarded(fused: Tensor, real: Tensor, discard: float) -> Tensor:
+    """One row's pattern without its smallest entries, (T, S). Only `real` ones count, else padding is what goes."""
+    entries = fused[real]
+    dropped = entries.argsort(stable=True)[:int(discard * len(entries))]
+    return torch.zeros_like(fused).masked_scatter(real, entries.index_fill(0, dropped, 0))
+
+
+def attention_rollout(subject: Subject, batch: Batch, targets: Targets, *, head_fusion: str = "mean",
+                      discard: float = 0.0, start_layer: int = 0) -> Relevance:
+    """`rollout`, read where the target is read: the class token's row, the predicting position's, or a mean of rows.
+
+    Unit: share of attention, which sums to one before special tokens are dropped; the target decides only which rows
+    are read (see `readout`). Not conservative. Cost: two forwards, one of them with a backward through what follows
+    the last layer.
+
+    Args: as `rollout`.
+    Returns: map (B, T) for text, or (B, Y, X), each patch's share divided evenly over its pixels, prefix tokens left
+        out.
+    Raises: ValueError where there is no attention to follow.
+    """
+    options = {"head_fusion": head_fusion, "discard": discard, "start_layer": start_layer}
+    with settled(subject.model):
+        output, patterns = attention_patterns(subject.model, batch.args, batch.kwargs)
+        padding = _padding(batch, patterns)
+        flow = rollout(patterns, padding=padding, **options)
+        return _read(subject, batch, targets.fixed(output, batch), flow, padding, {"method": "rollout", **options})
+
+
+def raw_attention(subject: Subject, batch: Batch, targets: Targets, *, layer: int = -1,
+                  head_fusion: str = "mean") -> Relevance:
+    """The pattern of one layer, over heads, read where the target is read: what attention heat maps usually show.
+
+    R_s = mean_h A^{layer}_{h, t, s} (Jain and Wallace 2019 study why this need not explain). Unit: share of attention.
+    Not conservative. Cost: as `attention_rollout`.
+
+    Args: layer: the last by default. head_fusion: "mean", "max" or "min".
+    Returns: map as of `attention_rollout`.
+    Raises: ValueError where there is no attention to read, or no such layer.
+    """
+    if head_fusion not in FUSIONS:
+        raise ValueError(f"no head fusion {head_fusion!r}; there are {', '.join(FUSIONS)}")
+    with settled(subject.model):
+        output, patterns = attention_patterns(subject.model, batch.args, batch.kwargs)
+        _check(patterns)
+        if not -len(patterns) <= layer < len(patterns):
+            raise ValueError(f"layer {layer} is not one of the {len(patterns)} layers")
+        padding = _padding(batch, patterns)
+        pattern = _fused(patterns[layer], head_fusion, padding)
+        options = {"method": "raw-attention", "layer": layer, "head_fusion": head_fusion}
+        return _read(subject, batch, targets.fixed(output, batch), pattern, padding, options)
+
+
+METHODS: dict[str, Callable[..., Relevance]] = {"rollout": attention_rollout, "raw-attention": raw_attention}
+
+
+def readout(model: nn.Module, batch: Batch, targets: Targets, length: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Which positions of the last layer the target is read from, observed instead of looked up by the model's name.
+
+    w_t = |dy/dh_t|_1 / sum_t' |dy/dh_t'|_1, with h the output of the last module that keeps all positions. One for the
+    class token, or for the position that predicts; 1/T each where the model averages. Cost: one forward, and a
+    backward that ends at h.
+
+    Args: length: T, positions of the attention patterns.
+    Returns: target (B,), weights (B, T), names of the targets.
+    Raises: ValueError if no module keeps the positions; IndependentOutput if the target is read from none.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), _tail(model, (batch.rows, length)) as kept:
+        output = model(*batch.args, **batch.kwargs)
+        value = targets.value(output, batch)
+        if not kept:
+            raise ValueError(f"no module of the model gives (B, {length}, D), so which positions are read is unknown")
+        slope, = torch.autograd.grad(value.sum(), kept, allow_unused=True) if value.requires_grad else (None,)
+    weights = value.new_zeros(batch.rows, length) if slope is None else slope.abs().sum(-1, dtype=value.dtype)
+    total = weights.sum(-1, keepdim=True)  # (B, 1)
+    if not (total > 0).all():
+        row = int((total > 0).flatten().int().argmin())
+        raise IndependentOutput(f"the target of row {row} is read from no position of the last layer")
+    return value.detach(), weights / total, targets.names(output, batch)
+
+
+@contextmanager
+def _tail(model: nn.Module, shape: tuple[int, int]) -> Iterator[list[Tensor]]:
+    """While inside, autograd reaches back to the last module that gives (B, T, D) of this shape, and no further.
+
+    Gives a list that holds its output, a leaf, once the model has run.
+    """
+    kept: list[Tensor] = []
+
+    def cut(module: nn.Module, args: tuple, output: object) -> Tensor | None:
+        if not isinstance(output, Tensor) or output.ndim != 3 or output.shape[:2] != shape:
+            return None
+        kept[:] = [output.detach().requires_grad_()]
+        return kept[0].clone()  # not the leaf itself, which the model must not write to
+
+    handles = [module.register_forward_hook(cut) for module in model.modules() if module is not model]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _read(subject: Subject, batch: Batch, targets: Targets, flow: Tensor, padding: Tensor | None,
+          options: dict) -> Relevance:
+    """The rows of `flow` (B, T, S) that the target is read from, as a map; zero at padding in any case."""
+    value, weights, names = readout(subject.model, batch, targets, flow.shape[1])
+    shares = torch.einsum("bt,bts->bs", weights.to(flow), flow)
+    shares = shares if padding is None else shares.masked_fill(padding, 0)
+    return Relevance(map=_placed(shares, batch).float().cpu(), value=value.cpu(), target=names,
+                     method=options["method"], conservation="not conservative", units=batch.units, ledger=None,
+                     forwards=2, backwards=1, inputs={}, latents={},
+                     provenance={"model": subject.name, "unit": "share of attention", **options})
+
+
+def _padding(batch: Batch, patterns: list[Tensor]) -> Tensor | None:
+    """True at padding, (B, T); None where there is none."""
+    if not isinstance(batch.units, TextUnits) or not patterns:
+        return None
+    padding = torch.tensor(batch.units.padding, device=patterns[0].device)
+    found = patterns[0].shape
+    if padding.shape != (found[0], found[-1]):
+        raise ValueError(f"patterns of shape {tuple(found)} do not fit a text of (B, T) = {tuple(padding.shape)}")
+    return padding
+
+
+def _placed(shares: Tensor, batch: Batch) -> Tensor:
+    """Shares of positions (B, T) as a map: as they are, or for pictures over pixels, (B, Y, X), without the prefix."""
+    pixels = rows.leaf(batch)[1]
+    if isinstance(batch.units, TextUnits) or pixels.ndim != 4:
+        return shares
+    size = tuple(pixels.shape[-2:])
+    patch, grid = (batch.units.patch, batch.units.grid) if isinstance(batch.units, ImageUnits) else (None, None)
+    if patch is None and grid is None:
+        grid = _grid(size, shares.shape[1])
+    places = units.patches(size, patch=patch, grid=grid)
+    count = int(places.max()) + 1
+    if count > shares.shape[1]:
+        raise ValueError(f"{shares.shape[1]} positions are fewer than the {count} patches of a picture of {size}")
+    return units.spread(shares[:, -count:], places.expand(len(shares), -1, -1))  # class and register tokens come first
+
+
+def _grid(size: tuple[int, int], length: int) -> tuple[int, int]:
+    """The finest grid of whole square patches that has at most `length` patches."""
+    for side in range(1, min(size) + 1):
+        if not (size[0] % side or size[1] % side) and (size[0] // side) * (size[1] // side) <= length:
+            return size[0] // side, size[1] // side
+    raise ValueError(f"a picture of {size[0]} x {size[1]} pixels cannot be cut into at most {length} square patches")

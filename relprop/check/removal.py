@@ -1,0 +1,107 @@
+"""Units taken out of a model's input: which there are, and what stands in their place."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .. import neutral, rows, units
+from ..subject import Subject
+from ..tokens import Batch, ImageUnits, TextUnits
+
+DELETE = "delete"
+
+
+@dataclass(frozen=True)
+class Removal:
+    """How units are taken out of the rows of one batch.
+
+    Args: groups: number of each entry's unit, -1 for none, (B, ...) as a map. counts: units of each row, (B,).
+        baseline: name of what stands in their place. without: (rows (R,), gone (R, U) bool) -> those rows without
+        those units.
+    """
+
+    groups: Tensor
+    counts: Tensor
+    baseline: str
+    without: Callable[[Tensor, Tensor], Batch]
+
+
+def removal(subject: Subject, batch: Batch, *, baseline: str | int | None = None, by: str | None = None) -> Removal:
+    """How units are taken out of this batch. Special tokens, padding and prefix tokens are no units.
+
+    Args: baseline: for text a token of `neutral.token` (the mask token where there is one) or "delete", which hides
+        tokens by the attention mask; for pictures one of `neutral.picture`; for plain tensors "mean" (over positions,
+        the default with features) or "zero". by: "token" (the default) or "word", for text.
+    Raises: ValueError for an unknown baseline, and for a row without anything to take out.
+    """
+    groups = units.groups(batch, by=by)
+    counts = groups.flatten(1).amax(1) + 1
+    if (counts < 1).any():
+        raise ValueError(f"row {int((counts < 1).nonzero()[0])} holds nothing that could be removed")
+    _, source = rows.leaf(batch)
+    if isinstance(batch.units, TextUnits) or not source.is_floating_point():
+        name, without = _text(subject, batch, groups.to(source.device), baseline)
+    else:
+        name, without = _filled(batch, groups.to(source.device), baseline)
+    return Removal(groups, counts, name, without)
+
+
+def _text(subject: Subject, batch: Batch, groups: Tensor, baseline: str | int | None) -> tuple[str, Callable]:
+    if baseline == DELETE:
+        return "deleted (attention mask)", _hidden(batch, groups)
+    token, name = neutral.token(subject.tokenizer, baseline)
+    ids = rows.leaf(batch)[1]
+
+    def without(which: Tensor, gone: Tensor) -> Batch:
+        return rows.put(batch.take(which), ids[which].masked_fill(_entries(gone, groups[which]), token))
+
+    return name, without
+
+
+def _hidden(batch: Batch, groups: Tensor) -> Callable:
+    if "attention_mask" not in batch.kwargs:
+        raise ValueError("baseline 'delete' hides tokens by the attention mask, and the model was given none; "
+                         "choose a token")
+
+    def without(which: Tensor, gone: Tensor) -> Batch:
+        taken = batch.take(which)
+        mask = taken.kwargs["attention_mask"].masked_fill(_entries(gone, groups[which]), 0)
+        return replace(taken, kwargs={**taken.kwargs, "attention_mask": mask})
+
+    return without
+
+
+def _filled(batch: Batch, groups: Tensor, baseline: str | int | None) -> tuple[str, Callable]:
+    _, source = rows.leaf(batch)
+    if source.ndim == 4 or isinstance(batch.units, ImageUnits):
+        filler, name = neutral.picture(source, baseline)
+        groups = groups[:, None]  # (B, 1, Y, X)
+    else:
+        filler, name = _level(source, baseline)
+        groups = groups.view(*groups.shape, *[1] * (source.ndim - groups.ndim))  # (B, T, 1)
+
+    def without(which: Tensor, gone: Tensor) -> Batch:
+        changed = torch.where(_entries(gone, groups[which]), filler[which], source[which])
+        return rows.put(batch.take(which), changed)
+
+    return name, without
+
+
+def _level(source: Tensor, baseline: str | int | None) -> tuple[Tensor, str]:
+    """What stands in place of positions (B, T, D), or of features (B, F) that have no mean in common."""
+    baseline = baseline or ("mean" if source.ndim == 3 else "zero")
+    if baseline == "mean":
+        return source.mean(1, keepdim=True), "mean over positions"
+    if baseline == "zero":
+        return torch.zeros_like(source[:, :1]), "zero"
+    raise ValueError(f"no baseline {baseline!r} for plain tensors; there are mean, zero")
+
+
+def _entries(gone: Tensor, groups: Tensor) -> Tensor:
+    """Which entries of a map are gone, when these units are: (R, U) and (R, ...) to (R, ...)."""
+    never = gone.new_zeros(len(gone), 1)
+    flat = torch.cat([never, gone], 1).gather(1, groups.flatten(1) + 1)  # number -1 is never gone
+    return flat.view(groups.shape)
