@@ -1,0 +1,382 @@
+"""The command `relprop`: the verbs of the package on an image file, a text, or a file of lines.
+
+Torch and all that stands on it is imported by the commands, not here, so that `relprop --help` answers at once.
+"""
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .errors import RelpropError
+
+if TYPE_CHECKING:
+    from .explain import Explanation
+    from .subject import Subject
+
+BAD_INPUT = 2  # exit code
+BUNDLED = {"image": "digits-vit", "text": "reviews-bert"}  # explained when no model is named
+COMPARED = ["attnlrp", "rollout", "integrated-gradients"]
+FILE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".txt"}  # no text ends in these
+REVIEW = "A gripping, beautifully acted story, ruined by a dull and endless final hour."
+_UsageError = typer.BadParameter.__base__  # typer hands out this subclass only
+
+
+class _Verbs(TyperGroup):
+    """The one place where an error of the user becomes one line and exit code 2."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (RelpropError, ValueError, TypeError, OSError, ImportError, _UsageError) as error:
+            if ctx.params["debug"] and not isinstance(error, _UsageError):
+                raise
+            message = error.format_message() if isinstance(error, _UsageError) else str(error)
+            typer.echo(f"relprop: error: {' '.join(message.split()) or type(error).__name__}", err=True)
+            raise typer.Exit(BAD_INPUT) from error
+
+
+app = typer.Typer(cls=_Verbs, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Input = Annotated[str, typer.Argument(help=(
+    "An image file, a text, a file of texts (one a line), or - for texts from stdin."
+))]  # fmt: skip
+Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help=(
+    "A bundled name, a folder, a hub id, or timm/NAME. "
+    f"[default: {BUNDLED['image']} for an image, {BUNDLED['text']} for texts]"
+))]  # fmt: skip
+Targets = Annotated[list[str] | None, typer.Option("--target", "-t", metavar="TARGET", help=(
+    "A label, a class index, or a next token; once for all inputs, or once for each. [default: the prediction]"
+))]  # fmt: skip
+Method = Annotated[str, typer.Option("--method", metavar="METHOD", help=(
+    "How to explain; relprop models --methods lists them."
+))]  # fmt: skip
+Methods = Annotated[list[str] | None, typer.Option("--method", metavar="METHOD", help=(
+    f"What to compare; once for each. [default: {', '.join(COMPARED)}]"
+))]  # fmt: skip
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help=(
+    "Save to this file; the suffix says how: .png, .svg, .pdf, .html, .json, .safetensors."
+))]  # fmt: skip
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help=(
+    "cpu, cuda, cuda:1, mps. [default: where the model is]"
+))]  # fmt: skip
+Dtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help=(
+    "Of the model: float32, float64, bfloat16, float16. [default: its own]"
+))]  # fmt: skip
+BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", min=1, help=(
+    "Inputs in one pass. [default: all]"
+))]  # fmt: skip
+Steps = Annotated[int, typer.Option("--steps", metavar="N", min=1, help="In how many parts the input is removed.")]
+Randoms = Annotated[int, typer.Option("--randoms", metavar="N", min=1, help="Random orders to compare with.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.")]
+
+
+def main() -> None:
+    """Entry point of the command `relprop`."""
+    app(prog_name="relprop")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"relprop {version('relprop')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def verbs(
+    ctx: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Explain transformers by relevance propagation: maps that add up to the output, checked by ablation."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@app.command()
+def explain(
+    input: Input, model: Model = None, target: Targets = None, method: Method = "attnlrp", output: Output = None,
+    as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None,
+) -> None:  # fmt: skip
+    """Map an output onto words or pixels, with its ledger."""
+    result = _explained(input, model, target, method, device, dtype, batch_size)
+    if output is not None:
+        result.save(output)
+    typer.echo(result.to_json(full=False) if as_json else _report(result))
+
+
+@app.command()
+def check(
+    input: Input, model: Model = None, target: Targets = None, method: Method = "attnlrp", output: Output = None,
+    as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None,
+    steps: Steps = 10, randoms: Randoms = 20, seed: Seed = 0,
+) -> None:  # fmt: skip
+    """Ablate what a map calls relevant; better than chance?"""
+    result = _explained(input, model, target, method, device, dtype, batch_size)
+    curve = result.check(
+        steps=steps, randoms=randoms, seed=seed, batch_size=batch_size or 32, show_progress=_watched()
+    )  # fmt: skip
+    if output is not None:
+        result.save(output)
+    typer.echo(json.dumps(curve.to_dict()) if as_json else curve.summary())
+
+
+@app.command()
+def compare(
+    input: Input, model: Model = None, target: Targets = None, method: Methods = None, output: Output = None,
+    as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None,
+) -> None:  # fmt: skip
+    """Explain by several methods; rank them by ablation."""
+    subject, inputs = _loaded(input, model, device, dtype)
+    inputs, targets = _rows(inputs, target, subject)
+    from .explain import compare as run
+
+    result = run(subject, inputs, targets, methods=method or COMPARED, batch_size=batch_size, show_progress=_watched())
+    if output is not None:
+        result.save(output)
+    table = result.table().to_string(float_format="{:.3g}".format, na_rep="-")
+    typer.echo(json.dumps(result.to_dict()) if as_json else table)
+
+
+@app.command()
+def models(
+    methods: Annotated[bool, typer.Option("--methods", help="List the methods instead.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the bundled models."""
+    rows = _method_rows() if methods else _model_rows()
+    typer.echo(json.dumps(rows) if as_json else "\n".join(map(_method_line if methods else _model_lines, rows)))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="the folder for the pictures")] = Path("demo-output"),
+    seed: Seed = 0,
+) -> None:
+    """Explain two digits of one picture, and a review."""
+    output.mkdir(parents=True, exist_ok=True)
+    picture, labels = _canvas(seed)
+    _show("digits-vit", picture, labels, output / "digits")
+    _show("reviews-bert", REVIEW, ["NEGATIVE"], output / "review")
+    typer.echo(f"The maps, as pictures and pages: {output}/digits.png .html, {output}/review.png .html")
+
+
+def _canvas(seed: int) -> tuple[Any, list[str]]:
+    """A picture, uint8 (Y, X), with two handwritten digits that no model was trained on, and which they are."""
+    from .zoo.digits import canvases
+
+    drawn = canvases(1, seed=seed, digits=(2, 2))
+    labels = [str(label) for label in drawn.labels[0].nonzero().flatten().tolist()]
+    return (drawn.images[0, 0] * 255).round().byte().numpy(), labels
+
+
+def _show(model: str, input: Any, targets: list[str], output: Path) -> None:
+    """One input explained for each target, beside rollout, all of it checked; the report, and the maps in two files."""
+    subject, found = _subject(model), []
+    from . import view
+    from .explain import explain as run
+
+    for method, wanted in [("attnlrp", targets), ("rollout", targets[:1])]:
+        result = run(subject, [input] * len(wanted), wanted, method=method)
+        result = replace(result, curve=result.check(show_progress=_watched()))
+        typer.echo(f"{_report(result)}\n  {result.curve.summary()}\n")
+        found += [result.row(row) for row in range(result.rows)]
+    for suffix in (".png", ".html"):
+        view.save(found, output.with_suffix(suffix))
+
+
+def _explained(
+    input: str, model: str | None, target: list[str] | None, method: str,
+    device: str | None, dtype: str | None, batch_size: int | None,
+) -> Explanation:  # fmt: skip
+    """What `explain` and `check` have in common."""
+    subject, inputs = _loaded(input, model, device, dtype)
+    inputs, targets = _rows(inputs, target, subject)
+    from .explain import explain as run  # after the input was read, since it waits for torch
+
+    return run(subject, inputs, targets, method=method, batch_size=batch_size, show_progress=_watched())
+
+
+def _loaded(input: str, model: str | None, device: str | None, dtype: str | None) -> tuple[Subject, list[Any]]:
+    """The subject and its inputs; the inputs are read first, since a slip there is found sooner."""
+    inputs, kind = read(input)
+    return _subject(model or BUNDLED[kind], device, dtype), inputs
+
+
+def _subject(model: str, device: str | None = None, dtype: str | None = None) -> Subject:
+    """The model by name; with a progress bar only if it may be downloaded and a person looks."""
+    if not _watched() or "/" not in model or os.path.isdir(model):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported
+    from .load import load
+
+    return load(model, device=_usable(device), dtype=dtype)
+
+
+def read(input: str) -> tuple[list[Any], str]:
+    """What INPUT means, and "image" or "text": an image file, a file of texts, "-" for stdin, or else the text itself.
+
+    Raises: FileNotFoundError for what is named like a file and is none; ValueError if it is empty or of neither kind.
+
+    >>> read("A fine film.")
+    (['A fine film.'], 'text')
+    """
+    if input == "-":
+        return _texts(sys.stdin.read(), "stdin"), "text"
+    if os.path.isdir(input):
+        raise ValueError(f"{input} is a folder; name a file in it")
+    if os.path.isfile(input):
+        return _file(Path(input))
+    if Path(input).suffix.lower() in FILE_SUFFIXES and not any(map(str.isspace, input)):
+        raise FileNotFoundError(f"no file {input}")
+    return _texts(input.replace("\n", " "), "the text"), "text"
+
+
+def _file(path: Path) -> tuple[list[Any], str]:
+    """An image, or the lines of a text file; told apart by what is in it."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return [image], "image"
+    except UnidentifiedImageError:
+        pass
+    try:
+        return _texts(path.read_text(encoding="utf-8"), str(path)), "text"
+    except UnicodeDecodeError as cause:
+        raise ValueError(f"{path} is neither an image nor a text in UTF-8") from cause
+
+
+def _texts(text: str, origin: str) -> list[str]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{origin} is empty; there is nothing to explain")
+    return lines
+
+
+def _rows(inputs: list[Any], targets: list[str] | None, subject: Subject) -> tuple[list[Any], Any]:
+    """Inputs and targets of the same number of rows; several targets of one input explain it once for each."""
+    if not targets:
+        return inputs, None
+    named = [_target(text, subject) for text in targets]
+    if len(named) == 1:
+        return inputs, named[0]
+    return (inputs * len(named) if len(inputs) == 1 else inputs), named
+
+
+def _target(text: str, subject: Subject) -> str | int:
+    """A label or token as it is; a number that is no label is a class index."""
+    is_label = text in (subject.labels or ())
+    return int(text) if text.lstrip("-").isdecimal() and not is_label else text
+
+
+def _usable(device: str | None) -> str | None:
+    """The device, if torch can put something on it; what torch raises otherwise depends on its build."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as cause:
+        raise ValueError(f"device {device!r} cannot be used here: {str(cause).splitlines()[0]}") from cause
+    return device
+
+
+def _report(result: Explanation) -> str:
+    """Each row of a result: what was explained, its words or strongest patches, its ledger."""
+    from .result.number import amount, percent
+
+    said = []
+    for row, (target, value) in enumerate(zip(result.target, result.value.tolist(), strict=True)):
+        said.append(f"row {row}: target {target}, value {amount(value)}, by {result.method} ({result.conservation})")
+        units = "  ".join(f"{unit} {relevance:+.3g}" for unit, relevance in _units(result, row))
+        said.append(_filled(units, "  "))
+        if result.ledger is not None:
+            books = result.ledger.table(row)
+            said += [f"  {name:<24} {amount(part):>12} {percent(share):>10}" for name, part, share in books]
+    return "\n".join(said)
+
+
+def _units(result: Explanation, row: int) -> list[tuple[Any, float]]:
+    """All words and special tokens, or the five strongest places."""
+    from .tokens import TextUnits
+
+    if not isinstance(result.units, TextUnits):
+        return result.top(5, row)
+    special = [(token, relevance) for token, relevance in result.specials(row) if relevance]  # padding has none
+    return [*result.words(row), *special]
+
+
+def _model_rows() -> list[dict[str, Any]]:
+    """The bundled models: what their configs, weights and cards say."""
+    from . import zoo
+
+    return [_card(name, zoo.path(name), zoo.config(name)) for name in zoo.names()]
+
+
+def _card(name: str, folder: Path, config: dict) -> dict[str, Any]:
+    labels = config.get("labels") or list(config["id2label"].values())
+    weights, card = folder / "model.safetensors", (folder / "README.md").read_text(encoding="utf-8")
+    return {
+        "name": name,
+        "modality": "image" if "input_size" in config else "text",
+        "architecture": config.get("architecture") or config["architectures"][0],
+        "parameters": _parameters(weights),
+        "bytes": weights.stat().st_size,
+        "labels": labels,
+        "about": _found(r"^# [^\n]*\n+(.*?)\n\n", card),
+        "accuracy": _found(r"^- \*\*Accuracy\*\* (.*?)(?=\n- |\Z)", card),
+    }
+
+
+def _model_lines(row: dict[str, Any]) -> str:
+    size = f"{row['parameters'] / 1e6:.1f} M parameters, {row['bytes'] / 1e6:.1f} MB"
+    head = f"{row['name']:<14} {row['modality']}: {row['architecture']}, {size}; labels {', '.join(row['labels'])}"
+    rest = [row["about"], f"Accuracy {row['accuracy']}" if row["accuracy"] else ""]
+    return "\n".join([head, *(_filled(text, "    ") for text in rest if text)])
+
+
+def _method_line(row: dict[str, str]) -> str:
+    return f"{row['name']:<22} {row['conserves']}"
+
+
+def _parameters(weights: Path) -> int:
+    """Numbers in a safetensors file, by its header alone: eight bytes of length, then JSON."""
+    with weights.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def _found(pattern: str, card: str) -> str:
+    """The first group where a model card matches, on one line."""
+    match = re.search(pattern, card, flags=re.MULTILINE | re.DOTALL)
+    return " ".join(match[1].split()) if match else ""
+
+
+def _method_rows() -> list[dict[str, str]]:
+    """The methods and what each conserves."""
+    from . import composite
+    from .explain import METHODS
+
+    known = {name: composite.get(name).conservation for name in composite.NAMES}
+    return [{"name": name, "conserves": known.get(name, composite.NOT)} for name in METHODS]
+
+
+def _filled(text: str, indent: str) -> str:
+    return textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent)
+
+
+def _watched() -> bool:
+    """Whether a person sees the progress bar."""
+    return sys.stderr.isatty()

@@ -1,0 +1,422 @@
+"""The public face: `explain` one way, `compare` several, `open` what was saved.
+
+    >>> from relprop.explain import explain
+    >>> r = explain("reviews-bert", "A wonderful film.", target="POSITIVE")
+    >>> bool((r.ledger.error < 1e-4).all())
+    True
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from . import attention, baselines, composite, rows, view
+from .address import Address
+from .anatomy import Anatomy, anatomy
+from .check import ablation
+from .composite import Composite
+from .load import load
+from .ops import linear
+from .relevance import Propagation, propagate
+from .result import Curve, Ledger, Relevance, read
+from .still import settled
+from .subject import Subject
+from .target import Targets
+from .tokens import Batch, ImageUnits
+from .trace import Tap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+Method = Callable[..., Relevance]
+
+
+@dataclass
+class _Live:
+    """What a result needs to be asked further: the model it came from. Not saved, not compared."""
+
+    subject: Subject
+    batch: Batch
+    targets: Targets
+    method: Composite | None
+    unruled: str
+    curve: Curve | None = None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation(Relevance):
+    """A `Relevance` that can be drawn, saved, checked by ablation and asked for the relevance inside the model."""
+
+    _live: _Live | None = field(default=None, repr=False)
+
+    def check(self, *, steps: int = 10, randoms: int = 20, seed: int = 0, batch_size: int = 32,
+              baseline: str | int | None = None, by: str | None = None, show_progress: bool = False) -> Curve:
+        """Whether the map is better than chance: the target while units are removed in the map's order.
+
+        See `relprop.check.ablation` for the arguments, what is removed and the cost. The result also goes with the map
+        when it is shown or saved.
+
+        Raises: ValueError for a result opened from a file, and for a map that has nothing to rank.
+        """
+        live = self._alive("checked")
+        live.curve = ablation(live.subject, live.batch, live.targets, self.map, steps=steps, randoms=randoms, seed=seed,
+                              batch_size=batch_size, baseline=baseline, by=by, show_progress=show_progress)
+        return live.curve
+
+    def at(self, address: str) -> Tensor | dict[str, Tensor]:
+        """Relevance at a place inside the model: L3, L3.attn.H2, L3.mlp.N17@-1, or a pattern such as L3.attn.H*.
+
+        One backward pass more, unless `explain` was given the address. Relevance of positions (B, T), or (B,) at one
+        position; a pattern gives one such tensor for each place.
+
+        Raises: ValueError for what is no address, is not in the model, or was not kept in a saved result.
+        """
+        wanted = Address.parse(address)
+        if address in self.latents:
+            return self.latents[address]
+        pattern = {name: t for name, t in self.latents.items() if _matches(wanted, Address.parse(name))}
+        if self._live is not None:
+            pattern = _latents(self._live, [wanted])
+        if not pattern:
+            kept = ", ".join(self.latents) or "no address"
+            raise ValueError(f"{address} was not kept with this result, which holds {kept}; give explain(..., at=[...]) "
+                             "what is to be saved")
+        return pattern[address] if address in pattern else pattern
+
+    def show(self, row: int | None = None) -> Figure:
+        """The map, its ledger and its check as a matplotlib figure."""
+        return view.figure(self, row, check=self._checked())
+
+    def save(self, path: str | PathLike, *, row: int | None = None) -> Path:
+        """Writes the result as its suffix says: png, svg, pdf, html, json or safetensors.
+
+        Raises: ValueError for another suffix; FileNotFoundError if the folder does not exist.
+        """
+        return view.save(self, path, row=row, check=self._checked())
+
+    def to_dict(self, *, full: bool = True) -> dict:
+        checked = self._checked()
+        return Relevance.to_dict(self if checked is None else replace(self, curve=checked), full=full)
+
+    def _repr_html_(self) -> str:
+        return view.fragment(self, check=self._checked())
+
+    def _checked(self) -> Curve | None:
+        return self.curve if self._live is None or self._live.curve is None else self._live.curve
+
+    def _alive(self, what: str) -> _Live:
+        if self._live is None:
+            raise ValueError(f"a result opened from a file has no model to be {what} with; explain the input again")
+        return self._live
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several explanations of the same inputs and targets, in the order of the methods, with their checks."""
+
+    results: list[Explanation]
+
+    def table(self) -> DataFrame:
+        """One row a method: ablation area with its interval and p-value, conservation, ledger error, and cost."""
+        from pandas import DataFrame
+
+        return DataFrame([_line(result) for result in self.results]).set_index("method")
+
+    def show(self, row: int | None = None) -> Figure:
+        """All maps in one grid, with their ablation areas."""
+        return view.grid(self._drawn(), row)
+
+    def save(self, path: str | PathLike, *, row: int | None = None) -> Path:
+        """Writes the grid or the numbers as the suffix says: png, svg, pdf, html, json or safetensors."""
+        return view.save(self._drawn(), path, row=row)
+
+    def to_dict(self) -> dict:
+        """JSON-able, one entry a method."""
+        return {result.method: result.to_dict(full=False) for result in self.results}
+
+    def _drawn(self) -> list[Relevance]:
+        return [replace(result, curve=result._checked()) for result in self.results]
+
+    def _repr_html_(self) -> str:
+        return view.fragment(self._drawn())
+
+
+def _line(result: Explanation) -> dict[str, Any]:
+    curve, books = result._checked(), result.ledger
+    low, high = (None, None) if curve is None or curve.interval is None else curve.interval
+    return {"method": result.method, "area": None if curve is None else float(curve.area.mean()), "low": low,
+            "high": high, "p": None if curve is None else curve.p_value, "conservation": result.conservation,
+            "ledger error": None if books is None else float(books.error.max()), "forwards": result.forwards,
+            "backwards": result.backwards}
+
+
+METHODS: dict[str, Method] = {}
+"""Every method by name: `method(subject, batch, targets) -> Relevance`. The presets of `composite` keep a ledger."""
+
+
+def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: object = None, *,
+            method: str | Composite = "attnlrp", spread_bias: bool = False, ledger: bool = True, layers: bool = False,
+            at: Sequence[str] = (), unruled: str = "error", options: dict[str, Any] | None = None,
+            batch_size: int | None = None, show_progress: bool = False) -> Explanation:
+    """A map of what made the model say what it said, with the books that show where every unit went.
+
+    Args:
+        subject: what `relprop.load` takes (a name, a folder, (model, processor) ...), a `Subject`, or any `nn.Module`.
+        inputs: a text, an image, a list of them, or tensors; see `Subject.prepare`.
+        target: None for the prediction, a class, label, token or `Target`, or a function from the model's output to one
+            number a row; a list of them, one a row.
+        method: a name of `METHODS`, or a `Composite` of your own.
+        spread_bias: redistribute what biases and other constants took, so that the map itself sums to the value.
+        ledger: keep the books; they cost about a tenth. layers: and the relevance that crosses each layer's output.
+        at: addresses whose relevance is kept with the result, "L3.attn.H*".
+        unruled: "error", or "gradient" to let an op without a rule pass with its plain gradient, booked by name.
+        options: of a method that is no composite, by name, such as {"n_steps": 64} or {"head_fusion": "max"}.
+        batch_size: rows explained at once; None: all.
+    Returns: an `Explanation`; its map is (B, T) for text, (B, Y, X) for images.
+    Raises: ValueError or TypeError for inputs, targets, methods or addresses that cannot be; UnruledOp, LedgerError and
+        IndependentOutput as of `relprop.relevance.propagate`.
+    """
+    run = _method(method, spread_bias=spread_bias, ledger=ledger, layers=layers, at=tuple(at), unruled=unruled,
+                  options=options or {})
+    subject = _subject(subject)
+    batch = subject.prepare(inputs)
+    targets = subject.targets(target, batch.rows)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    size = batch.rows if batch_size is None else batch_size
+    starts = range(0, batch.rows, size)
+    if show_progress and len(starts) > 1:
+        from tqdm.auto import tqdm
+
+        starts = tqdm(starts, desc=_name(method), unit="batch")
+    parts = []
+    for start in starts:
+        which = torch.arange(start, min(start + size, batch.rows))
+        part = batch if size >= batch.rows else batch.take(which)
+        parts.append(run(subject, part, targets.take(which.tolist())))
+    return _joined(parts, _Live(subject, batch, targets, _composite_of(method), unruled))
+
+
+def compare(subject: str | Subject | nn.Module | tuple, inputs: object, target: object = None, *,
+            methods: Sequence[str | Composite] = ("attnlrp", "rollout", "integrated-gradients"), check: bool = True,
+            steps: int = 10, randoms: int = 20, seed: int = 0, batch_size: int | None = None,
+            show_progress: bool = False) -> Comparison:
+    """Several methods on the same inputs and the same targets, each checked by the same ablation.
+
+    Args: as of `explain` and `Explanation.check`; without `check` the maps alone.
+    Raises: ValueError for no method or an unknown one, before anything is run.
+    """
+    if not methods or isinstance(methods, str):
+        raise ValueError(f"methods is a list of names, got {methods!r}; the methods are {', '.join(METHODS)}")
+    for method in methods:
+        _method(method)
+    subject = _subject(subject)
+    batch = subject.prepare(inputs)
+    with torch.no_grad(), settled(subject.model):
+        targets = subject.targets(target, batch.rows).fixed(subject.forward(batch), batch)
+    results = []
+    for method in methods:
+        found = explain(subject, batch, list(targets.targets), method=method, batch_size=batch_size,
+                        show_progress=show_progress)
+        if check:
+            found.check(steps=steps, randoms=randoms, seed=seed, batch_size=batch_size or 32,
+                        show_progress=show_progress)
+        results.append(found)
+    return Comparison(results)
+
+
+def open(path: str | PathLike) -> Explanation | list[Explanation]:
+    """A result that was saved as .json or .safetensors, without its model; of a comparison, the list of its results.
+
+    Raises: ValueError for a file that is not ours or of another version; FileNotFoundError if there is none.
+    """
+    found = [_lifted(result) for result in read(path)]
+    return found[0] if len(found) == 1 else found
+
+
+def _subject(what: str | Subject | nn.Module | tuple) -> Subject:
+    return what if isinstance(what, Subject) else load(what)
+
+
+def _name(method: str | Composite) -> str:
+    return method.name if isinstance(method, Composite) else str(method)
+
+
+def _method(method: str | Composite, *, options: dict[str, Any] | None = None, **of_composite: Any) -> Method:
+    """The function that makes the map, its options bound."""
+    if isinstance(method, Composite):
+        return partial(_by_composite, method, **of_composite)
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}")
+    if method in _COMPOSITES:
+        return partial(_by_composite, composite.get(method), **of_composite)
+    asked = [name for name in ("spread_bias", "layers", "at") if of_composite.get(name)]
+    if asked:
+        raise ValueError(f"{method} has no {', '.join(asked)}: it does not pass through the layers; "
+                         f"the methods that do are {', '.join(_COMPOSITES)}")
+    return partial(METHODS[method], **(options or {}))
+
+
+_COMPOSITES = tuple(name for name in composite.NAMES if name != "gradient")  # the plain gradient is a baseline
+
+
+@dataclass
+class _Value:
+    """From the model's output to the explained values, (B,). Remembers what the prediction was."""
+
+    targets: Targets
+    batch: Batch
+    names: list[str] | None = None
+
+    def __call__(self, output: object) -> Tensor:
+        if self.names is None:
+            self.targets = self.targets.fixed(output, self.batch)
+            self.names = self.targets.names(output, self.batch)
+        return self.targets.value(output, self.batch)
+
+    def row(self, row: int, rows: int) -> _Value:
+        """The same for one row alone."""
+        return _Value(self.targets.take([row]), self.batch.take(torch.tensor([row])))
+
+
+def _by_composite(rules: Composite, subject: Subject, batch: Batch, targets: Targets, *, spread_bias: bool = False,
+                  ledger: bool = True, layers: bool = False, at: tuple[str, ...] = (), unruled: str = "error",
+                  ) -> Explanation:
+    """A map by relevance propagation."""
+    value = _Value(targets, batch)
+    taps, parts = _taps(subject, batch, [Address.parse(text) for text in at]) if at else ({}, None)
+    if layers and parts is None:
+        parts = anatomy(subject.model, batch.args, batch.kwargs)
+    paths = tuple(layer.path for layer in parts.layers) if layers else ()
+    found = propagate(subject.model, batch.args, batch.kwargs, value, _boxed(rules, subject), ledger=ledger,
+                      layers=paths, taps={str(address): tap for address, tap in taps.items()}, unruled=unruled,
+                      spread_bias=spread_bias)
+    latents = {str(a): _latent(found.tapped[str(a)], a, parts, batch) for a in taps if str(a) in found.tapped}
+    books = found.ledger
+    if books is not None and books.layers:
+        crossed = {f"L{i}": books.layers[path] for i, path in enumerate(paths) if path in books.layers}
+        books = replace(books, layers=crossed)
+    observed = int(bool(at) or layers)
+    return Explanation(
+        map=_map(found, batch), value=found.value.float().cpu(), target=value.names, method=rules.name,
+        conservation=rules.conservation, units=batch.units, ledger=books if ledger else None, forwards=1 + observed,
+        backwards=1, inputs={name: r.float().cpu() for name, r in found.relevance.items()}, latents=latents,
+        provenance=_provenance(subject, rules, spread_bias))
+
+
+def _boxed(rules: Composite, subject: Subject) -> Composite:
+    """A z-box at the pixels with the bounds of the subject's own normalisation, where they are known."""
+    if rules.pixels is not linear.z_box or subject.mean is None or subject.std is None:
+        return rules
+    mean, std = (torch.tensor(channel).reshape(1, -1, 1, 1) for channel in (subject.mean, subject.std))
+    return replace(rules, pixels=partial(linear.z_box, low=(0 - mean) / std, high=(1 - mean) / std))
+
+
+def _provenance(subject: Subject, rules: Composite, spread_bias: bool) -> dict[str, Any]:
+    import transformers
+
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {"model": subject.name, "rules": rules.describe(), "dtype": str(subject.dtype).removeprefix("torch."),
+            "spread_bias": spread_bias, "versions": versions}
+
+
+def _map(found: Propagation, batch: Batch) -> Tensor:
+    """Relevance of the batch's units: summed over embedding features or colour channels, float32."""
+    name = str(rows.leaf(batch)[0])
+    whole = [r for key, r in found.relevance.items() if key == name or key.startswith(f"{name}#")]
+    if not whole:
+        raise ValueError(f"no relevance reached {name!r}; it reached {', '.join(found.relevance)}")
+    if whole[0].dim() == 2:
+        return whole[0].float().cpu()
+    over = 1 if isinstance(batch.units, ImageUnits) or whole[0].dim() == 4 else -1
+    return sum(r.sum(over) for r in whole).float().cpu()
+
+
+def _composite_of(method: str | Composite) -> Composite | None:
+    if isinstance(method, Composite):
+        return method
+    return composite.get(method) if method in _COMPOSITES else None
+
+
+def _joined(parts: list[Relevance], live: _Live) -> Explanation:
+    """The parts of a batch as one result."""
+    first = _lifted(parts[0])
+    if len(parts) == 1:
+        return replace(first, _live=live)
+    books = None if first.ledger is None else _stacked_ledgers([part.ledger for part in parts])
+    return replace(first, map=torch.cat([part.map for part in parts]), value=torch.cat([part.value for part in parts]),
+                   target=[name for part in parts for name in part.target], units=live.batch.units, ledger=books,
+                   inputs=_cat([part.inputs for part in parts]), latents=_cat([part.latents for part in parts]),
+                   forwards=sum(part.forwards for part in parts), backwards=sum(part.backwards for part in parts),
+                   _live=live)
+
+
+def _cat(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _stacked_ledgers(books: list[Ledger]) -> Ledger:
+    names = sorted({name for ledger in books for name in ledger.absorbed})
+    absorbed = {name: torch.cat([b.absorbed.get(name, torch.zeros_like(b.value)) for b in books]) for name in names}
+    layers = _cat([b.layers for b in books]) if books[0].layers else None
+    return Ledger(torch.cat([b.value for b in books]), torch.cat([b.input for b in books]), absorbed, layers)
+
+
+def _lifted(result: Relevance) -> Explanation:
+    if isinstance(result, Explanation):
+        return result
+    return Explanation(**{f.name: getattr(result, f.name) for f in fields(Relevance)})
+
+
+def _taps(subject: Subject, batch: Batch, wanted: list[Address]) -> tuple[dict[Address, Tap], Anatomy]:
+    parts = anatomy(subject.model, batch.args, batch.kwargs)
+    return {place: tap for address in wanted if address.part != "embed" for place, tap in parts.resolve(address)}, parts
+
+
+def _latents(live: _Live, wanted: list[Address]) -> dict[str, Tensor]:
+    """Relevance at addresses, by running the explanation once more."""
+    if live.method is None:
+        raise ValueError("this method does not pass through the layers; the methods that do are "
+                         f"{', '.join(_COMPOSITES)}")
+    again = _by_composite(live.method, live.subject, live.batch, live.targets, ledger=False, unruled=live.unruled,
+                          at=tuple(str(address) for address in wanted))
+    return again.latents
+
+
+def _latent(whole: Tensor, address: Address, parts: Anatomy, batch: Batch) -> Tensor:
+    """Relevance of one place, (B, T) or (B,), from that of the tapped tensor, (B, T, features)."""
+    if address.unit == "H":
+        whole = whole.unflatten(-1, (parts.layers[address.layer].heads, -1))[..., address.index, :]
+    found = whole[..., address.index] if address.unit == "N" else whole.sum(-1)
+    if address.position is None:
+        return found.float().cpu()
+    return _positioned(found, address, batch).float().cpu()
+
+
+def _positioned(found: Tensor, address: Address, batch: Batch) -> Tensor:
+    """One position of each row, counted over the row's own tokens, from the end where negative."""
+    picked = []
+    for row, real in zip(found, batch.real(found.shape[1]), strict=True):
+        own = real.nonzero().flatten()
+        if not -len(own) <= address.position < len(own):
+            raise ValueError(f"{address}: a row has {len(own)} positions, so {address.position} is not one of them")
+        picked.append(row[own[address.position]])
+    return torch.stack(picked)
+
+
+def _matches(pattern: Address, place: Address) -> bool:
+    same = all(getattr(pattern, name) == getattr(place, name) for name in ("part", "unit", "position"))
+    return same and all(getattr(pattern, name) in (None, getattr(place, name)) for name in ("layer", "index"))
+
+
+METHODS.update({name: partial(_by_composite, composite.get(name)) for name in _COMPOSITES})
+METHODS.update(attention.METHODS)
+METHODS.update(baselines.METHODS)
