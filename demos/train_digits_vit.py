@@ -30,7 +30,7 @@ KWARGS = dict(
 )
 MEAN, STD = 0.18, 0.23  # about those of the grey levels of training canvases
 WINDOW = 4  # patches on a side of the first stage's windows
-NEAR, FREE = 3.0, 0.75  # logits a patch of distance loses at first in the second stage; when none any more
+FREE = 0.75  # the part of the second stage after which attention is the plain model's
 CHUNK = 1024  # canvases drawn at once
 TEST_SEED = 2_000_000  # training seeds count up from `--seed` and stay far below
 
@@ -87,14 +87,9 @@ def distances() -> Tensor:
     return F.pad((apart - WINDOW // 2).clamp(min=0), (1, 0, 1, 0)).float()
 
 
-def read_canvas(model: VisionTransformer, images: Tensor, progress: float) -> Tensor:
-    """Logits (B, 10) of whole canvases, with attention kept near at first and set free as training progresses, 0 to 1.
-
-    From windows the model has learnt to attend to all it sees; without this it takes ten times as long to learn to keep
-    digits apart. From progress FREE on it is the plain model.
-    """
-    strength = NEAR * max(0.0, 1 - progress / FREE)
-    return model(images, attn_mask=-strength * distances() if strength else None)
+def read_canvas(model: VisionTransformer, images: Tensor, near: float) -> Tensor:
+    """Logits (B, 10) of whole canvases; `near` is what attention loses by a patch of distance, in logits."""
+    return model(images, attn_mask=-near * distances() if near else None)
 
 
 def train(
@@ -111,7 +106,8 @@ def train(
         if window:  # it holds one digit, so the ten labels exclude each other, which teaches faster
             loss = F.cross_entropy(read_window(model, images), labels)
         else:
-            loss = F.binary_cross_entropy_with_logits(read_canvas(model, images, step / steps), labels)
+            near = args.near * max(0.0, 1 - step / (FREE * steps))
+            loss = F.binary_cross_entropy_with_logits(read_canvas(model, images, near), labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -151,6 +147,7 @@ def main() -> None:
     parser.add_argument("--window-steps", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--batch", type=int, default=32, help="canvases a step; windows come twice as many")
+    parser.add_argument("--near", type=float, default=3.0, help="logits a patch of distance costs as canvases begin")
     parser.add_argument("--every", type=int, default=200, help="steps between evaluations")
     parser.add_argument("--test", type=int, default=500, help="canvases of unseen handwriting to evaluate on")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,6 @@
 """Convolutions of one, two and three dimensions, under the rules of `linear`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,22 @@ def _padding(padding: int | Sequence[int] | str, weight: Tensor, dilation: list[
     return None if any(t % 2 for t in total) else [t // 2 for t in total]
 
 
+def _adjoint(product: Callable[[Tensor], Tensor], x: Tensor, s: Tensor) -> Tensor:
+    """The transpose of the linear `product` of x, applied to s. Out of sight of an interception, which lasts into the
+    backward pass and would take the product for one of the model's.
+    """
+    with torch._C.DisableTorchFunction():
+        return torch.func.vjp(product, torch.zeros_like(x))[1](s)[0]
+
+
+def _adjoint(product: Callable[[Tensor, Tensor], Tensor], input: Tensor, s: Tensor, W: Tensor) -> Tensor:
+    """The adjoint of x -> product(x, W), applied to s."""
+    with torch.enable_grad():
+        x = torch.zeros_like(input).requires_grad_()
+        z = product(x, W)
+    return torch.autograd.grad(z, x, s)[0]
+
+
 def conv(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
          padding: int | Sequence[int] | str = 0, dilation: int | Sequence[int] = 1, groups: int = 1) -> Tensor:
     """`F.conv1d`, `F.conv2d`, `F.conv3d`."""
@@ -40,7 +56,7 @@ def conv(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None, 
 
     def transpose(s: Tensor, W: Tensor) -> Tensor:
         if pad is None:
-            return torch.func.vjp(lambda x: product(x, W), torch.zeros_like(input))[1](s)[0]
+            return _adjoint(lambda x: product(x, W), input, s)
         return torch.ops.aten.convolution_backward(s, input, W, None, stride, pad, dilation, False, [0] * axes, groups,
                                                    [True, False, False])[0]
 
@@ -60,7 +76,7 @@ def conv_transpose(call: Call, input: Tensor, weight: Tensor, bias: Tensor | Non
         return call.func(x, W, None, *options)
 
     def transpose(s: Tensor, W: Tensor) -> Tensor:
-        return torch.func.vjp(lambda x: product(x, W), torch.zeros_like(input))[1](s)[0]
+        return _adjoint(lambda x: product(x, W), input, s)
 
     per_channel = None if bias is None else bias.reshape(-1, *[1] * (weight.dim() - 2))
     affine = Affine(product, transpose, weight, per_channel)
