@@ -17,7 +17,7 @@ folder.mkdir(parents=True, exist_ok=True)
 
 # A picture with two handwritten digits that the model was not trained on. Which they are is known, since we draw them.
 drawn = canvases(1, seed=0, digits=(2, 2))
-picture = (drawn.images[0, 0] * 255).round().byte().numpy()  # (Y, X), as of a file; a tensor would be taken as normalised
+picture = (drawn.images[0, 0] * 255).round().byte().numpy()  # (Y, X), as of a file; a tensor counts as normalised
 labels = [str(label) for label in drawn.labels[0].nonzero().flatten().tolist()]
 
 # One row for each digit: the same picture explained twice, in one pass.

@@ -87,8 +87,8 @@ class Explanation(Relevance):
             pattern = _latents(self._live, [wanted])
         if not pattern:
             kept = ", ".join(self.latents) or "no address"
-            raise ValueError(f"{address} was not kept with this result, which holds {kept}; give explain(..., at=[...]) "
-                             "what is to be saved")
+            raise ValueError(f"{address} was not kept with this result, which holds {kept}; "
+                             "give explain(..., at=[...]) what is to be saved")
         return pattern[address] if address in pattern else pattern
 
     def show(self, row: int | None = None) -> Figure:

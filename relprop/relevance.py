@@ -237,8 +237,8 @@ def _close(found: Propagation, dtype: torch.dtype) -> None:
     if bool(off.any()):
         row = int(off.nonzero()[0])
         raise LedgerError(f"the books do not balance in row {row}: {float(gap[row]):.3g} of "
-                          f"{float(ledger.value[row]):.6g} is unaccounted for. The model computes somewhere out of sight (a custom autograd function, a "
-                          f"compiled kernel).\n{ledger}")
+                          f"{float(ledger.value[row]):.6g} is unaccounted for. The model computes somewhere out of "
+                          f"sight (a custom autograd function, a compiled kernel).\n{ledger}")
 
 
 def _stacked(rows: list[Propagation]) -> Propagation:

@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def settled(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode with frozen parameters; each module's mode and each parameter's `requires_grad` return.
+    """The model in evaluation mode with frozen parameters; every mode and every `requires_grad` comes back.
 
     One by one, since a model may be in train mode in parts, and also after an exception.
 
