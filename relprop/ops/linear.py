@@ -53,6 +53,14 @@ def negative(t: Tensor) -> Tensor:
     return t.clamp(max=0)
 
 
+def quotient(numerator: Tensor, part: Tensor, magnitude: Tensor, eps: float | None) -> Tensor:
+    """numerator / stabilize(part), 0 where there is no such part: where all contributions have the other sign,
+    (x W ± |x| |W|) / 2 is nothing but the rounding of what cancels in it, as the sums that follow would be.
+    """
+    present = part.abs() > 8 * torch.finfo(part.dtype).eps * magnitude
+    return (numerator / stabilize(part, eps)).masked_fill_(~present, 0)
+
+
 def zero(x: Tensor, y: Tensor, g: Tensor, affine: Affine) -> Shares:
     """LRP-0: R_i = sum_j x_i w_ij R_j / z_j, which is gradient x input (Bach et al. 2015, eq. 56).
 
@@ -96,8 +104,9 @@ def z_plus(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None
     """
     W, side = affine.weight, x.sign()
     b = affine.bias_part(positive) if bias else 0.0
-    z = ((y - affine.bias_part(lambda b: b)) + affine.product(x.abs(), W.abs())) / 2 + b
-    s = y * g / stabilize(z, eps)
+    magnitude = affine.product(x.abs(), W.abs())
+    z = ((y - affine.bias_part(lambda b: b)) + magnitude) / 2 + b
+    s = quotient(y * g, z, magnitude, eps)
     g_x = (affine.transpose(s, W) + side * affine.transpose(s, W.abs())) / 2
     return Shares(g_x, b * s if isinstance(b, Tensor) else None)
 
@@ -114,8 +123,8 @@ def alpha_beta(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, alpha: float 
     W = affine.weight
     z0, magnitude = y - affine.bias_part(lambda b: b), affine.product(x.abs(), affine.weight.abs())
     b_pos, b_neg = (affine.bias_part(positive), affine.bias_part(negative)) if bias else (0.0, 0.0)
-    s_pos = alpha * y * g / stabilize((z0 + magnitude) / 2 + b_pos, eps)
-    s_neg = beta * y * g / stabilize((z0 - magnitude) / 2 + b_neg, eps)
+    s_pos = quotient(alpha * y * g, (z0 + magnitude) / 2 + b_pos, magnitude, eps)
+    s_neg = quotient(beta * y * g, (z0 - magnitude) / 2 + b_neg, magnitude, eps)
     g_x = affine.transpose(s_pos - s_neg, W) + x.sign() * affine.transpose(s_pos + s_neg, W.abs())
     return Shares(g_x / 2, b_pos * s_pos - b_neg * s_neg if isinstance(b_pos, Tensor) else None)
 
