@@ -20,7 +20,7 @@ from .ops import Journal
 from .ops.call import dependent
 from .result import Ledger
 from .still import settled
-from .trace import Interception, Tap, intercepted
+from .trace import ROUNDING, Interception, Tap, intercepted
 
 TARGET = "target function"
 TOKEN_NAMES = ("input_ids", "decoder_input_ids")
@@ -131,7 +131,7 @@ class _Run:
                 if journal is not None:
                     self._book_target(journal, output, value)
             relevance = self._backward(leaves, value)
-        self.precision = torch.float32 if mode.lost_precision else self.dtype
+        self.precision = mode.least
         if journal is not None and not journal.exact_rows and self.rows > 1:
             return None
         return self._found(output, value, relevance, mode, journal)
@@ -228,17 +228,20 @@ def _suspect(model: nn.Module, inputs: Iterator[tuple[str, Tensor]]) -> str:
 
 
 def _close(found: Propagation, dtype: torch.dtype) -> None:
-    """Raises LedgerError if the books do not balance to the dtype's tolerance of the largest entry, in any row."""
+    """Raises LedgerError if the books do not balance to the dtype's tolerance of the largest entry, in any row, or if
+    more is booked as rounding than the dtype can round.
+    """
     ledger = found.ledger
-    gap = ledger.value - ledger.input - sum(ledger.absorbed.values())
-    entries = [ledger.value, ledger.input, *ledger.absorbed.values()]
-    largest = torch.stack([entry.abs() for entry in entries]).amax(0)
-    off = gap.abs() > tolerance(dtype) * largest
-    if bool(off.any()):
-        row = int(off.nonzero()[0])
-        raise LedgerError(f"the books do not balance in row {row}: {float(gap[row]):.3g} of "
-                          f"{float(ledger.value[row]):.6g} is unaccounted for. The model computes somewhere out of "
-                          f"sight (a custom autograd function, a compiled kernel).\n{ledger}")
+    largest = torch.stack([entry.abs() for entry in (ledger.value, ledger.input, *ledger.absorbed.values())]).amax(0)
+    rounding = ledger.absorbed.get(ROUNDING, torch.zeros_like(largest))
+    for amount, what in ((ledger.residual, "is unaccounted for"), (rounding, f"is more than {dtype} rounds")):
+        off = amount.abs() > tolerance(dtype) * largest
+        if bool(off.any()):
+            row = int(off.nonzero()[0])
+            raise LedgerError(
+                f"the books do not balance in row {row}: {float(amount[row]):.3g} of {float(ledger.value[row]):.6g} "
+                f"{what}. The model computes somewhere out of sight (a custom autograd function, a compiled kernel), "
+                f"or a rule gives back more or less than it took.\n{ledger}")
 
 
 def _stacked(rows: list[Propagation]) -> Propagation:

@@ -10,7 +10,8 @@ import re
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,7 +25,7 @@ from .composite import Composite
 from .errors import UnruledOp
 from .ops import Call, Journal, Op, activation, add, attention, linear, lookup, matmul, mul, norm, softmax
 from .ops.call import dependent, plain
-from .ops.journal import ACTIVATION, CONSTANT, NORM, PRODUCT, SOFTMAX
+from .ops.journal import ACTIVATION, CONSTANT
 
 _DEFAULTS: dict[str, Any] = {
     "linear": linear.zero, "conv": linear.zero, "norm": norm.gradient, "softmax": softmax.taylor,
@@ -39,7 +40,6 @@ _ABSORBERS = (
 """How the ledger names a constant, by the name of the parameter that it came from; the first pattern found wins."""
 
 ROUNDING = "rounding"
-_LOSSES = {"norm": NORM, "softmax": SOFTMAX, "activation": ACTIVATION, "matmul": PRODUCT, "mul": PRODUCT}
 _ORIGIN, _INPUT = "_relprop_origin", "_relprop_input"
 _CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16"})
 
@@ -89,7 +89,7 @@ class Interception(TorchFunctionMode):
                  unruled: str = "error", precision: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.model, self.composite, self.journal, self.unruled = model, composite, journal, unruled
-        self.precision, self.lost_precision = precision, False
+        self.precision = self.least = precision
         self.leaves: dict[str, Tensor] = {}
         self.tapped: dict[str, Tapped] = {}
         self._ids = {t.untyped_storage().data_ptr(): name for name, t in (token_ids or {}).items()}
@@ -139,9 +139,10 @@ class Interception(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         moved_in = self.journal is not None and not name.endswith("_") and any(
             isinstance(a, Tensor) and not a.requires_grad and a.is_floating_point() for a in (*args, *kwargs.values()))
-        if moved_in or (self._loses_precision(args, kwargs) and op.kind == "pool") or (
-                name in _CASTS and self.precision == torch.float64):
-            output = self._rounded(self._call(op.kind, func, args), plain, args, kwargs, CONSTANT if moved_in else None)
+        rounds = self._loses_precision(args, kwargs) and not name.endswith("_")
+        if moved_in or rounds or (name in _CASTS and self.precision == torch.float64):
+            call = self._call(op.kind, func, args)
+            output = self._rounded(call, plain, args, kwargs, CONSTANT if moved_in else ROUNDING)
         else:
             output = func(*args, **kwargs)
         if args and isinstance(output, Tensor):
@@ -167,17 +168,24 @@ class Interception(TorchFunctionMode):
             return tuple(r or _DEFAULTS[k] for r, k in zip(rule, ("matmul", "softmax"), strict=True))
         return rule or _DEFAULTS.get(kind)
 
-    def _retrace(self, function: Callable[..., Any]) -> Any:
-        with self:
-            return function()
+    def _retrace(self, function: Callable[..., Any], journal: Journal | None = None) -> Any:
+        """`function()` with the torch calls inside it intercepted, and booked in `journal` if that is given."""
+        before = self.journal
+        self.journal = before if journal is None else journal
+        try:
+            with self:
+                return function()
+        finally:
+            self.journal = before
 
     def _inplace(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
         """An op that writes into its first argument: as it is where the gradient is the rule, else in two steps."""
         target, rest = args[0], args[1:]
-        call = self._call(op.kind, func, args)
-        if call.rule is add.zero and (dependent(target) or not any(dependent(a) for a in rest)):
+        call, rounds = self._call(op.kind, func, args), self._loses_precision(args, kwargs)
+        if call.rule is add.zero and not rounds and (dependent(target) or not any(dependent(a) for a in rest)):
             return op.run(call, *args, **kwargs)
-        return target.copy_(self._run(Op(op.kind, op.run), op.inplace, (target.clone(), *rest), kwargs))
+        copy = self._rounded(call, _cloned, (target,), {}) if rounds and dependent(target) else target.clone()
+        return target.copy_(self._run(Op(op.kind, op.run), op.inplace, (copy, *rest), kwargs))
 
     def _unlisted(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A function without a row: opened if it is written in Python, else passed if it does not compute."""
@@ -196,34 +204,40 @@ class Interception(TorchFunctionMode):
             f"({type(self._stack[-1][1]).__name__}); register one with relprop.ops.register(function, kind), or pass "
             "unruled='gradient' to let its plain gradient through, booked under its name")
 
-    def _rounded(self, call: Call, run: Any, args: Any, kwargs: Any, name: str | None = None) -> Any:
-        """The call with what it loses booked, under the name of the constant that it moves in or as rounding."""
+    def _rounded(self, call: Call, run: Any, args: Any, kwargs: Any, name: str = ROUNDING) -> Any:
+        """The call with what it loses booked under `name`, except for what it books itself; CONSTANT: under the name of
+        the constant that it moves in.
+        """
         if self.journal is None:
             return run(call, *args, **kwargs)
         if name == CONSTANT:
             constants = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and not a.requires_grad]
             name = self._origin(next(c for c in constants if c.is_floating_point()))
         leaves, rebuild = tree_flatten((list(args), dict(kwargs)))
-        places = [i for i, leaf in enumerate(leaves) if dependent(leaf)]
-        aliases = [leaves[i].view_as(leaves[i]) for i in places]
-        for place, alias in zip(places, aliases, strict=True):
-            leaves[place] = alias
+        aliases = []
+        for place, leaf in enumerate(leaves):
+            if dependent(leaf):
+                leaves[place] = leaf.view_as(leaf)
+                aliases.append(leaves[place])
+                if leaf.dtype != self.precision:
+                    self.journal.shared(ROUNDING, leaf, leaves[place])
         args, kwargs = tree_unflatten(leaves, rebuild)
-        inner = Call(call.func, call.kind, call.path, call.rule, None, call.origin, call.retrace)
-        output = run(inner, *args, **kwargs)
+        journal = self.journal.within(name)
+        output = run(replace(call, journal=journal, retrace=partial(self._retrace, journal=journal)), *args, **kwargs)
         for one in output if isinstance(output, (tuple, list)) else [output]:
             if dependent(one):
-                self.journal.difference(name or _loss(call), one, aliases if one is _first(output) else [])
+                self.journal.difference(name, one, aliases if one is _first(output) else [])
         return output
 
     def _loses_precision(self, args: Any, kwargs: Any) -> bool:
         """Whether a float64 run has come into a part that the model computes in less."""
         if self.precision != torch.float64 or self.journal is None:
             return False
-        lost = any(isinstance(a, Tensor) and a.requires_grad and a.dtype != torch.float64
-                   for a in (*args, *kwargs.values()))
-        self.lost_precision |= lost
-        return lost
+        eps = torch.finfo(self.precision).eps
+        lost = [a.dtype.to_real() for a in (*args, *kwargs.values())
+                if isinstance(a, Tensor) and a.requires_grad and torch.finfo(a.dtype).eps > eps]
+        self.least = max([self.least, *lost], key=lambda dtype: torch.finfo(dtype).eps)
+        return bool(lost)
 
     # -- constants and inputs ------------------------------------------------------------------------------------
 
@@ -289,11 +303,14 @@ class Interception(TorchFunctionMode):
         """The output y = f(x) of an activation module, under the composite's rule for activations."""
         rule = self._rule("activation", path, type(module))
         call = Call(module.forward, "activation", path, rule, self.journal, self._origin)
-        with torch._C.DisableTorchFunction():
+
+        def run(call: Call, x: Tensor) -> Tensor:
             if rule is activation.gradient:
-                output = call.booked("activations", [x], module.forward)
-            else:
-                output = activation.apply(call, x, lambda _: y, offset=offset)
+                return call.booked(ACTIVATION, [x], module.forward)
+            return activation.apply(call, x, lambda _: y, offset=offset)
+
+        with torch._C.DisableTorchFunction():
+            output = self._rounded(call, run, (x,), {}) if self._loses_precision((x,), {}) else run(call, x)
         setattr(output, mul.GATE, True)
         return output
 
@@ -314,9 +331,8 @@ class Interception(TorchFunctionMode):
                 tensor.register_hook(lambda g, kept=kept: _keep(kept, g))
 
 
-def _loss(call: Call) -> str:
-    """What an op booked by difference loses relevance to: the plain gradient of a nonlinear op, or rounding."""
-    return _LOSSES.get(call.kind, ROUNDING) if call.rule is _DEFAULTS.get(call.kind) else ROUNDING
+def _cloned(call: Call, x: Tensor) -> Tensor:
+    return x.clone()
 
 
 def _keep(kept: Tapped, g: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Tiny random models of every family that relprop promises, built from configs: one row a family, nothing downloaded."""
+"""Tiny random models of every family that relprop promises, from configs: one row a family, nothing downloaded."""
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -11,6 +11,8 @@ from torch import Tensor
 
 BIAS, SOFTMAX, STABILIZER, CONSTANT = "biases", "softmax", "stabilizer", "other constants"
 ACTIVATION, NORM, PRODUCT = "activations", "norms", "products"
+_READERS = "_relprop_readers"
+_ROUNDED = 1e-4  # more than this of what is added up is not lost to rounding
 
 
 class Journal:
@@ -48,6 +50,28 @@ class Journal:
     def _outgoing(self, name: str, x: Tensor) -> Callable[[Tensor], None]:
         return lambda g: self.book(name, -self.dot(g, x))
 
+    def within(self, name: str) -> "Journal":
+        """A journal whose entries go to this one, out of what `name` took: names for the parts of a difference."""
+        return _Within(self, name)
+
+    def shared(self, name: str, x: Tensor, alias: Tensor) -> None:
+        """Book what is lost where the gradients of several readers of `x` are added up in x's own precision.
+
+        Each reader is given an `alias` of its own. A reader that was not is no rounding, and nothing is booked.
+        """
+        held = x.detach()
+        version, parts = getattr(x, _READERS, (None, []))
+        if version != x._version:  # a tensor written to has new readers
+            parts: list[Tensor] = []
+            setattr(x, _READERS, (x._version, parts))
+            x.register_hook(lambda g: self._settle(name, parts, self.dot(g, held)))
+        alias.register_hook(lambda g: parts.append(self.dot(g, held)))
+
+    def _settle(self, name: str, parts: list[Tensor], total: Tensor) -> None:
+        lost, size = sum(parts) - total, sum(part.abs() for part in parts)
+        if parts and bool((lost.abs() <= _ROUNDED * size).all()):
+            self.book(name, lost)
+
     def dot(self, g: Tensor, x: Tensor) -> Tensor:
         """Sum of g x over all but the rows of the batch, (B,). `x` broadcasts to `g`."""
         g = g.detach().to(torch.promote_types(g.dtype, self.precision))
@@ -78,3 +102,18 @@ class Journal:
         if self.rows == 1 or (t.dim() and t.shape[0] % self.rows == 0):
             return 0
         return next((dim for dim, size in enumerate(t.shape) if size == self.rows), None)
+
+
+class _Within(Journal):
+    """Passes entries on to a whole journal, and takes them out of what one name took there."""
+
+    def __init__(self, whole: Journal, name: str) -> None:
+        super().__init__(whole.rows, whole.precision)
+        self.whole, self.name = whole, name
+
+    def book(self, name: str, amount: Tensor) -> None:
+        self.whole.book(name, amount)
+        self.whole.book(self.name, -amount)
+
+    def dot(self, g: Tensor, x: Tensor) -> Tensor:
+        return self.whole.dot(g, x)  # which notes tensors that do not split into rows
