@@ -124,7 +124,7 @@ class Interception(TorchFunctionMode):
         call = self._call(op.kind, func, args)
         if self._taps:
             self._tap_call(op.kind, "input", args)
-        if self._loses_precision(args, kwargs):
+        if self._loses_precision(args, kwargs) and not _writes(func):
             output = self._rounded(call, op.run, args, kwargs)
         else:
             output = op.run(call, *args, **kwargs)
@@ -132,23 +132,22 @@ class Interception(TorchFunctionMode):
             self._tap_call(op.kind, "output", (output,))
         if op.kind == "activation" and isinstance(output, Tensor):
             setattr(output, mul.GATE, True)
+        elif op.kind == "move":
+            _mark(args, output)
         return output
 
     def _move(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
         """Data movement: the plain call, unless it brings constants in or changes the precision."""
-        name = getattr(func, "__name__", "")
-        moved_in = self.journal is not None and not name.endswith("_") and any(
+        name, writes = getattr(func, "__name__", ""), _writes(func)
+        moved_in = self.journal is not None and not writes and any(
             isinstance(a, Tensor) and not a.requires_grad and a.is_floating_point() for a in (*args, *kwargs.values()))
-        rounds = self._loses_precision(args, kwargs) and not name.endswith("_")
+        rounds = self._loses_precision(args, kwargs) and not writes
         if moved_in or rounds or (name in _CASTS and self.precision == torch.float64):
             call = self._call(op.kind, func, args)
             output = self._rounded(call, plain, args, kwargs, CONSTANT if moved_in else ROUNDING)
         else:
             output = func(*args, **kwargs)
-        if args and isinstance(output, Tensor):
-            for mark in (mul.GATE, _INPUT):
-                if getattr(args[0], mark, False):
-                    setattr(output, mark, True)
+        _mark(args, output)
         return output
 
     def _call(self, kind: str, func: Any, args: Any) -> Call:
@@ -329,6 +328,20 @@ class Interception(TorchFunctionMode):
             if (tap.path, tap.kind, tap.side, tap.nth) == (path, kind, side, nth) and dependent(tensor):
                 kept = self.tapped[name] = Tapped(tensor.detach())
                 tensor.register_hook(lambda g, kept=kept: _keep(kept, g))
+
+
+def _writes(func: Any) -> bool:
+    """Whether a function writes into its first argument: `fill_`, `__setitem__`."""
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _mark(args: Any, output: Any) -> None:
+    """What is known of a tensor, that it is a gate or the explained input, is known of it when it has been moved."""
+    if args and isinstance(output, Tensor):
+        for mark in (mul.GATE, _INPUT):
+            if getattr(args[0], mark, False):
+                setattr(output, mark, True)
 
 
 def _cloned(call: Call, x: Tensor) -> Tensor:

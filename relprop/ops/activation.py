@@ -1,6 +1,7 @@
 """Elementwise functions: one input, one output, no parameters.
 
-References: Bach et al. 2015, section 2.6 (activations pass relevance); Achtibat et al. 2024, eq. 11 (identity rule).
+References: Bach et al. 2015 (On pixel-wise explanations), Achtibat et al. 2024 (AttnLRP, eq. 11), Shrikumar et al.
+2016 (Not just a black box: gradient x input), Ali et al. 2022 (XAI for transformers).
 """
 
 import math
@@ -25,12 +26,16 @@ def identity(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
 
 
 def gradient(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
-    """Marker: the plain gradient f'(x), a Taylor expansion at x without its constant. Not conservative."""
+    """Marker: the plain gradient, R_x = x f'(x) R_y / y, a Taylor expansion at x without its constant (gradient x input,
+    Shrikumar et al. 2016). Not conservative.
+    """
     raise NotImplementedError("the machine runs this rule as the plain gradient")
 
 
 def hold(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
-    """Marker: the output is a constant, and takes part in later products as one."""
+    """Marker: the output is a constant, R_x = 0, and takes part in later products as one (Ali et al. 2022, the gate of
+    CP-LRP). Not conservative by itself: where nothing else carries it, the relevance is lost.
+    """
     raise NotImplementedError("the machine runs this rule by cutting the graph")
 
 
@@ -38,15 +43,49 @@ class Identity(Function):
     """y = run(x) under the identity rule, fused: the factor f(x) / x is kept in place of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], offset: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], offset: Tensor | float) -> Tensor:
         y = run(x)
         y = y.clone() if y is x or y._is_view() else y
-        ctx.save_for_backward(ratio(y - offset if offset else y, x))
+        ctx.save_for_backward(ratio(y if _nothing(offset) else y - offset, x))
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         return g * ctx.saved_tensors[0], None, None
+
+
+class Recomputed(Function):
+    """The same for a function that is zero at zero and cheap beside the memory of its factor: x is kept, and the factor
+    computed on the way back, in the place of the result.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.run = run
+        return run(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        x, = ctx.saved_tensors
+        return ctx.run(x).div_(x).nan_to_num_(0.0).mul_(g), None
+
+
+_RECOMPUTED = frozenset({"gelu", "silu", "mish"})
+"""Functions of one kernel whose own derivative keeps x too, so that no model overwrites it."""
+
+
+def _nothing(offset: Tensor | float) -> bool:
+    return not isinstance(offset, Tensor) and not offset
+
+
+def _at_zero(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | float:
+    """f(0), one number or, for exponents and bounds of their own, one an entry of x; 0 where it is not finite."""
+    with torch.no_grad():
+        value = run(torch.zeros(1, dtype=x.dtype, device=x.device))
+        if value.numel() > 1:
+            return run(torch.zeros_like(x)).nan_to_num_(0.0, 0.0, 0.0)
+    return float(value) if math.isfinite(float(value)) else 0.0
 
 
 def apply(call: Call, x: Tensor, run: Callable[[Tensor], Tensor], *, offset: float | None = None) -> Tensor:
@@ -61,12 +100,11 @@ def apply(call: Call, x: Tensor, run: Callable[[Tensor], Tensor], *, offset: flo
         return call.booked(ACTIVATION, [x], run)
     if call.rule is not identity:
         return Unary.apply(x, run, call.rule, call.journal, ACTIVATION)
-    if offset is None:
-        with torch.no_grad():
-            offset = float(run(torch.zeros(1, dtype=x.dtype, device=x.device)))
-        offset = offset if math.isfinite(offset) else 0.0
+    if getattr(call.func, "__name__", "") in _RECOMPUTED:
+        return Recomputed.apply(x, run)
+    offset = _at_zero(run, x) if offset is None else offset
     y = Identity.apply(x, run, offset)
-    if offset:
+    if not _nothing(offset):
         call.constant(offset, y, ACTIVATION)
     return y
 
@@ -78,3 +116,17 @@ def elementwise(call: Call, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return call.booked(ACTIVATION, inputs, lambda x, *rest: call.func(x, *rest, *args[len(rest):], **kwargs))
     kwargs.pop("inplace", None) if kwargs.get("inplace") else None
     return apply(call, input, lambda x: call.func(x, *args, **kwargs))
+
+
+def prelu(call: Call, input: Tensor, weight: Tensor) -> Tensor:
+    """`F.prelu`, whose slopes are a channel's own."""
+    return apply(call, input, lambda x: call.func(x, weight), offset=0.0)
+
+
+def glu(call: Call, input: Tensor, dim: int = -1) -> Tensor:
+    """`F.glu`: a product with a gate, as separate calls."""
+    def run() -> Tensor:
+        passed, gate = input.chunk(2, dim)
+        return torch.mul(passed, torch.sigmoid(gate))
+
+    return call.retrace(run)

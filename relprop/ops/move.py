@@ -7,6 +7,7 @@ the constant takes is booked.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .call import Call, dependent
@@ -35,6 +36,36 @@ def filled(call: Call, input: Tensor, mask: Any, value: Any, *rest: Any, **kwarg
     if call.journal is None or dependent(value):
         return call.func(input, mask, value, *rest, **kwargs)
     return _booked(call, [input], [value], lambda x: call.func(x, mask, value, *rest, **kwargs))
+
+
+def padded(call: Call, *args: Any, **kwargs: Any) -> Tensor:
+    """`F.pad`, `index_fill`, `scatter` ...: entries filled with a number absorb."""
+    y = call.func(*args, **kwargs)
+    constant = None if call.journal is None else _at_zero(call, args, kwargs)
+    if constant is not None:
+        call.constant(constant, y)
+    return y
+
+
+def written(call: Call, target: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """`x[i] = v`, `masked_fill_`, `copy_` ...: constants that are written, or left standing, absorb."""
+    constant = None if call.journal is None else _at_zero(call, (target, *args), kwargs)
+    if constant is None:
+        return call.func(target, *args, **kwargs)
+    y = target.clone()  # if the target is a view, what reads the whole of it would pass the ledger by
+    call.func(y, *args, **kwargs)
+    call.constant(constant, y)
+    return target.copy_(y)
+
+
+def _at_zero(call: Call, args: Any, kwargs: Any) -> Tensor | None:
+    """The constant part of what a call returns or writes, the op being linear in its tensors; None if it is zero."""
+    first, *rest = [torch.zeros_like(v) if dependent(v) else v for v in args]
+    with torch.no_grad():
+        first = first.clone()
+        y = call.func(first, *rest, **{name: torch.zeros_like(v) if dependent(v) else v for name, v in kwargs.items()})
+    y = first if y is None else y
+    return y if bool(y.any()) else None
 
 
 def _booked(call: Call, values: list[Any], constants: list[Any], run: Any) -> Any:
