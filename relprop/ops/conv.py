@@ -8,9 +8,6 @@ from torch import Tensor
 from .call import Call
 from .linear import Affine, run_affine
 
-_AXES = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3, torch.conv_transpose1d: 1, torch.conv_transpose2d: 2,
-         torch.conv_transpose3d: 3}
-
 
 def _each(value: int | Sequence[int], axes: int) -> list[int]:
     values = [value] if isinstance(value, int) else list(value)
@@ -27,20 +24,14 @@ def _padding(padding: int | Sequence[int] | str, weight: Tensor, dilation: list[
     return None if any(t % 2 for t in total) else [t // 2 for t in total]
 
 
-def _adjoint(product: Callable[[Tensor], Tensor], x: Tensor, s: Tensor) -> Tensor:
-    """The transpose of the linear `product` of x, applied to s. Out of sight of an interception, which lasts into the
-    backward pass and would take the product for one of the model's.
+def _adjoint(product: Callable[[Tensor], Tensor], input: Tensor, s: Tensor) -> Tensor:
+    """The adjoint of the linear map `product` of tensors like `input`, applied to s.
+
+    Out of sight of an interception, which may last into the backward pass and would take the product for the model's.
     """
-    with torch._C.DisableTorchFunction():
-        return torch.func.vjp(product, torch.zeros_like(x))[1](s)[0]
-
-
-def _adjoint(product: Callable[[Tensor, Tensor], Tensor], input: Tensor, s: Tensor, W: Tensor) -> Tensor:
-    """The adjoint of x -> product(x, W), applied to s."""
-    with torch.enable_grad():
+    with torch._C.DisableTorchFunction(), torch.enable_grad():
         x = torch.zeros_like(input).requires_grad_()
-        z = product(x, W)
-    return torch.autograd.grad(z, x, s)[0]
+        return torch.autograd.grad(product(x), x, s)[0]
 
 
 def conv(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
@@ -49,10 +40,9 @@ def conv(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None, 
     axes = weight.dim() - 2
     stride, dilation = _each(stride, axes), _each(dilation, axes)
     pad = _padding(padding, weight, dilation)
-    function = next(f for f, n in _AXES.items() if n == axes)
 
     def product(x: Tensor, W: Tensor) -> Tensor:
-        return function(x, W, None, stride, padding, dilation, groups)
+        return call.func(x, W, None, stride, padding, dilation, groups)
 
     def transpose(s: Tensor, W: Tensor) -> Tensor:
         if pad is None:
