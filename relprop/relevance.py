@@ -18,6 +18,7 @@ from .errors import IndependentOutput, LedgerError
 from .numerics import relevance_of, tolerance
 from .ops import Journal
 from .ops.call import dependent
+from .ops.journal import STABILIZER
 from .result import Ledger
 from .still import settled
 from .trace import ROUNDING, Interception, Tap, intercepted
@@ -131,6 +132,8 @@ class _Run:
                 if journal is not None:
                     self._book_target(journal, output, value)
             relevance = self._backward(leaves, value)
+            if journal is not None:
+                self._book_zeros(journal, leaves, relevance, value)
         self.precision = mode.least
         if journal is not None and not journal.exact_rows and self.rows > 1:
             return None
@@ -183,6 +186,15 @@ class _Run:
         rest = value.detach().to("cpu", torch.float64) - sum(amounts)
         if bool((rest.abs() > tolerance(self.dtype) * 1e-3 * value.detach().abs().to("cpu")).any()):
             journal.book(TARGET, rest)
+
+    def _book_zeros(self, journal: Journal, leaves: dict[str, Tensor], relevance: dict[str, Tensor],
+                    value: Tensor) -> None:
+        """Take back from the stabilizer what exact zeros of the input hold by rules such as the z-box: the op that gave
+        it to them booked it as lost, since zero x its relevance per unit is zero.
+        """
+        held = sum(self._total(journal, r.masked_fill(leaves[name] != 0, 0)) for name, r in relevance.items())
+        if bool((held.abs() > tolerance(self.dtype) * 1e-3 * value.detach().abs().to("cpu")).any()):
+            journal.book(STABILIZER, -held)
 
     def _backward(self, leaves: dict[str, Tensor], value: Tensor) -> dict[str, Tensor]:
         if not leaves:

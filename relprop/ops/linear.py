@@ -3,9 +3,13 @@
 Every rule takes x, y = x W + b, the relevance per unit g of y (relevance of y is y g) and the map, and returns the
 relevance per unit of x and, entry by entry of y, the relevance that the bias took. The products with |W| come from
 x+ W+ + x- W- = (x W + |x| |W|) / 2 and x+ W- + x- W+ = (x W - |x| |W|) / 2, so that one extra product serves a rule.
+Flat, w-square and z-box give relevance to entries that are exactly zero: the input keeps it, further up it cannot be
+carried on and the stabilizer takes it.
 
 References: Bach et al. 2015 (On pixel-wise explanations), Montavon et al. 2017 (Deep Taylor decomposition),
-Montavon et al. 2019 (Layer-wise relevance propagation: an overview), Achtibat et al. 2024 (AttnLRP).
+Montavon et al. 2019 (Layer-wise relevance propagation: an overview), Lapuschkin et al. 2019 (Unmasking Clever Hans
+predictors), Chefer et al. 2021 (Transformer interpretability beyond attention visualization), Andéol et al. 2022
+(Learning domain invariant representations by joint Wasserstein distance minimization).
 """
 
 from collections.abc import Callable
@@ -130,7 +134,7 @@ def alpha_beta(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, alpha: float 
 
 
 def flat(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None = None) -> Shares:
-    """Flat rule: relevance spreads evenly over the inputs of each output (Lapuschkin et al. 2019, w = 1).
+    """Flat rule: R_i = sum_j R_j / n_j, n_j the number of inputs of output j (Lapuschkin et al. 2019, x = w = 1).
 
     Strictly conservative; says where, not what. For the first layer only: it looks neither at x nor at W.
     """
@@ -156,16 +160,15 @@ def z_box(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, low: Tensor | floa
     2017, eq. 14), the Deep Taylor rule for pixels.
 
     `low` and `high` broadcast to x; None takes each row's own least and greatest entry (Chefer et al. 2021).
-    Strictly conservative: the bias cancels out of the bounded form.
+    Strictly conservative: the bias cancels out of the bounded form. Computed as (x - l) w+ + (x - h) w-, whose terms
+    have one sign, so that nothing cancels where the pixels stand at a bound.
     """
     rows = (x.shape[0],) + (1,) * (x.dim() - 1)
     low = x.flatten(1).amin(1).reshape(rows) if low is None else torch.as_tensor(low, dtype=x.dtype, device=x.device)
     high = x.flatten(1).amax(1).reshape(rows) if high is None else torch.as_tensor(high, dtype=x.dtype, device=x.device)
-    low, high, W = low.expand_as(x), high.expand_as(x), affine.weight
-    z = (y - affine.bias_part(lambda b: b)) - affine.product(low, positive(W)) - affine.product(high, negative(W))
-    s = y * g / stabilize(z, eps)
-    share = x * affine.transpose(s, W)
-    share = share - low * affine.transpose(s, positive(W)) - high * affine.transpose(s, negative(W))
+    above, below, W_pos, W_neg = x - low, x - high, positive(affine.weight), negative(affine.weight)
+    s = y * g / stabilize(affine.product(above, W_pos) + affine.product(below, W_neg), eps)
+    share = above * affine.transpose(s, W_pos) + below * affine.transpose(s, W_neg)
     return Shares(share / stabilize(x), None)
 
 
@@ -186,7 +189,7 @@ class Ruled(Function):
         shares = ctx.rule(x, y, g, ctx.affine)
         g_x, taken = shares if isinstance(shares, tuple) else (shares, None)
         if ctx.journal is not None:
-            rest = ctx.journal.dot(g, y) - ctx.journal.dot(g_x, stabilize(x))
+            rest = ctx.journal.dot(g, y) - ctx.journal.dot(g_x, x)
             if taken is not None:
                 of_bias = ctx.journal.dot(taken, torch.ones_like(taken[:1, ..., :1]))
                 ctx.journal.book(BIAS, of_bias)
@@ -206,7 +209,9 @@ def run_affine(call: Call, x: Tensor, run: Callable[[Tensor], Tensor], affine: A
 
 
 def linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`."""
+    """`F.linear`; weights that depend on the input are a factor of a product like any other."""
+    if dependent(weight) or dependent(bias):
+        return call.retrace(lambda: torch.add(torch.matmul(input, weight.mT), 0 if bias is None else bias))
     affine = Affine(F.linear, lambda s, W: s @ W, weight, bias)
     return run_affine(call, input, lambda x: call.func(x, weight, bias), affine)
 
