@@ -26,8 +26,8 @@ def identity(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
 
 
 def gradient(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
-    """Marker: the plain gradient, R_x = x f'(x) R_y / y, a Taylor expansion at x without its constant (gradient x input,
-    Shrikumar et al. 2016). Not conservative.
+    """Marker: the plain gradient, R_x = x f'(x) R_y / y, a Taylor expansion at x without its constant (gradient x
+    input, Shrikumar et al. 2016). Not conservative.
     """
     raise NotImplementedError("the machine runs this rule as the plain gradient")
 

@@ -49,8 +49,8 @@ _MOVE = """view reshape view_as reshape_as permute transpose transpose_ swapaxes
     kthvalue median mode cummax cummin one_hot new_tensor nan_to_num nan_to_num_ view_as_real view_as_complex
     __deepcopy__ set_ set_data data grad backward
     """
-_WRITTEN = """__setitem__ masked_fill_ masked_scatter_ index_put_ index_copy_ index_add_ index_fill_ scatter_ scatter_add_
-    copy_ fill_"""
+_WRITTEN = """__setitem__ masked_fill_ masked_scatter_ index_put_ index_copy_ index_add_ index_fill_ scatter_
+    scatter_add_ copy_ fill_"""
 _POOL = """mean sum cumsum logcumsumexp nanmean nansum trace avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d max_pool1d max_pool2d max_pool3d max_pool1d_with_indices
     max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
