@@ -20,16 +20,16 @@ def settled(model: nn.Module) -> Iterator[None]:
     >>> model[1].training, model[0].weight.requires_grad
     (True, True)
     """
-    modes = [(module, module.training) for module in model.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = [module for module in model.modules() if module.training]
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        for module, _ in modes:
+        for module in training:
             module.training = False
-        for parameter, _ in wanted:
+        for parameter in wanted:
             parameter.requires_grad_(False)
         yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, requires_grad in wanted:
-            parameter.requires_grad_(requires_grad)
+        for module in training:
+            module.training = True
+        for parameter in wanted:
+            parameter.requires_grad_(True)

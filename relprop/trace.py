@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,7 +25,7 @@ from .composite import Composite
 from .errors import UnruledOp
 from .ops import Call, Journal, Op, activation, add, attention, linear, lookup, matmul, mul, norm, softmax
 from .ops.call import dependent, plain
-from .ops.journal import ACTIVATION, CONSTANT
+from .ops.journal import ACTIVATION, CONSTANT, Rows
 
 _DEFAULTS: dict[str, Any] = {
     "linear": linear.zero, "conv": linear.zero, "norm": norm.gradient, "softmax": softmax.taylor,
@@ -86,9 +86,10 @@ class Interception(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, composite: Composite, *, journal: Journal | None = None,
                  token_ids: dict[str, Tensor] | None = None, taps: dict[str, Tap] | None = None,
-                 unruled: str = "error", precision: torch.dtype = torch.float32) -> None:
+                 unruled: str = "error", precision: torch.dtype = torch.float32, rows: Rows | None = None) -> None:
         super().__init__()
         self.model, self.composite, self.journal, self.unruled = model, composite, journal, unruled
+        self.rows = rows
         self.precision = self.least = precision
         self.leaves: dict[str, Tensor] = {}
         self.tapped: dict[str, Tapped] = {}
@@ -98,8 +99,13 @@ class Interception(TorchFunctionMode):
         self._counts: dict[tuple[str, str], int] = {}
         self._stack: list[tuple[str, nn.Module]] = [("", model)]
         self._rules: dict[tuple[str, str], Any] = {}
-        named = [*model.named_parameters(), *model.named_buffers()]
-        self._names = {t.untyped_storage().data_ptr(): name for name, t in named if t.numel()}
+        self.asks_where = bool(self._taps or composite.paths or composite.modules)
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        """Parameters and buffers by where their data lies."""
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        return {t.untyped_storage().data_ptr(): name for name, t in named if t.numel()}
 
     # -- the calls -----------------------------------------------------------------------------------------------
 
@@ -159,7 +165,7 @@ class Interception(TorchFunctionMode):
             if key not in self._rules:
                 self._rules[key] = self._rule(kind, path, type(module))
             rule = self._rules[key]
-        return Call(func, kind, path, rule, self.journal, self._origin, self._retrace)
+        return Call(func, kind, path, rule, self.journal, self._origin, self._retrace, self.rows)
 
     def _rule(self, kind: str, path: str, module_type: type) -> Any:
         rule = self.composite.rule(kind, path, module_type)
@@ -555,12 +561,20 @@ def intercepted(model: nn.Module, composite: Composite, **options: Any) -> Itera
     handles = []
     try:
         for path, module in model.named_modules():
-            handles += _hooked(mode, path, module)
+            if mode.asks_where or not _known(module):
+                handles += _hooked(mode, path, module)
         with mode:
             yield mode
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _known(module: nn.Module) -> bool:
+    """Whether a module is one call of torch, or none: then only a tap or an exception by place needs to see it, and most
+    of a model's modules are such.
+    """
+    return type(module).__module__.startswith("torch.nn.modules.") and not module._modules
 
 
 def _hooked(mode: Interception, path: str, module: nn.Module) -> list[Any]:
