@@ -1,7 +1,7 @@
 """A model held still while it is explained: evaluation mode, frozen parameters, and all given back afterwards."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -20,16 +20,24 @@ def settled(model: nn.Module) -> Iterator[None]:
     >>> model[1].training, model[0].weight.requires_grad
     (True, True)
     """
-    training = [module for module in model.modules() if module.training]
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        for module in training:
-            module.training = False
-        for parameter in wanted:
-            parameter.requires_grad_(False)
+        _switch((module, False) for module, _ in modes)
+        _require((parameter, False) for parameter, _ in wanted)
         yield
     finally:
-        for module in training:
-            module.training = True
-        for parameter in wanted:
-            parameter.requires_grad_(True)
+        _switch(modes)
+        _require(wanted)
+
+
+def _switch(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        if module.training != training:  # asked first: to set it takes a module several times as long
+            module.training = training
+
+
+def _require(wanted: Iterable[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, requires_grad in wanted:
+        if parameter.requires_grad != requires_grad:
+            parameter.requires_grad_(requires_grad)
