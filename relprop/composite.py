@@ -8,7 +8,7 @@ al. 2022 (XAI for transformers: better explanations through conservative propaga
 nonlinear classification decisions with deep Taylor decomposition), Bach et al. 2015 (On pixel-wise explanations).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -82,6 +82,16 @@ class Composite:
                        pixels=pixels or self.pixels, rules={**self.rules, **(rules or {})},
                        modules={**modules, **{t: r for t, r in self.modules.items() if t not in modules}},
                        paths={**paths, **{p: r for p, r in self.paths.items() if p not in paths}})
+
+    def boxed(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> "Composite":
+        """This composite with the box of a z-box at the pixels: black and white, 0 and 1, after (p - mean) / std.
+
+        Args: mean, std: of each channel; where they are not known, each row's own least and greatest entry is the box.
+        """
+        if self.pixels is not linear.z_box or mean is None or std is None:
+            return self
+        mean, std = (torch.tensor(channel).reshape(1, -1, 1, 1) for channel in (mean, std))
+        return replace(self, pixels=partial(linear.z_box, low=(0 - mean) / std, high=(1 - mean) / std))
 
     def describe(self) -> dict[str, str]:
         """Its rules in words, for the provenance of a result."""

@@ -23,7 +23,6 @@ from .anatomy import Anatomy, anatomy
 from .check import ablation
 from .composite import Composite
 from .load import load
-from .ops import linear
 from .relevance import Propagation, propagate
 from .result import Curve, Ledger, Relevance, read
 from .still import settled
@@ -296,8 +295,9 @@ def _by_composite(rules: Composite, subject: Subject, batch: Batch, targets: Tar
     if layers and parts is None:
         parts = anatomy(subject.model, batch.args, batch.kwargs)
     paths = tuple(layer.path for layer in parts.layers) if layers else ()
-    found = propagate(subject.model, batch.args, batch.kwargs, value, _boxed(rules, subject), ledger=ledger,
-                      layers=paths, taps={str(address): tap for address, tap in taps.items()}, unruled=unruled,
+    boxed = rules.boxed(subject.mean, subject.std)
+    found = propagate(subject.model, batch.args, batch.kwargs, value, boxed, ledger=ledger, layers=paths,
+                      taps={str(address): tap for address, tap in taps.items()}, unruled=unruled,
                       spread_bias=spread_bias)
     latents = {str(a): _latent(found.tapped[str(a)], a, parts, batch) for a in taps if str(a) in found.tapped}
     books = found.ledger
@@ -310,14 +310,6 @@ def _by_composite(rules: Composite, subject: Subject, batch: Batch, targets: Tar
         conservation=rules.conservation, units=batch.units, ledger=books if ledger else None, forwards=1 + observed,
         backwards=1, inputs={name: r.float().cpu() for name, r in found.relevance.items()}, latents=latents,
         provenance=_provenance(subject, rules, spread_bias))
-
-
-def _boxed(rules: Composite, subject: Subject) -> Composite:
-    """A z-box at the pixels with the bounds of the subject's own normalisation, where they are known."""
-    if rules.pixels is not linear.z_box or subject.mean is None or subject.std is None:
-        return rules
-    mean, std = (torch.tensor(channel).reshape(1, -1, 1, 1) for channel in (subject.mean, subject.std))
-    return replace(rules, pixels=partial(linear.z_box, low=(0 - mean) / std, high=(1 - mean) / std))
 
 
 def _provenance(subject: Subject, rules: Composite, spread_bias: bool) -> dict[str, Any]:

@@ -15,7 +15,7 @@ Each takes what the class of its name takes, and `composite`. In eval mode, in w
 Other parts of a model (a raw parameter, a plain `torch.nn.Linear`) keep their gradients and get theirs, which below a
 drop-in is no gradient of the loss: freeze the model when it is explained. Rules that give relevance to entries that are
 exactly zero (the z-box at black pixels) need `relprop.numerics.relevance_of(x, x.grad)` in place of the product.
-`replace` makes drop-ins of the modules that somebody else's model is made of.
+`replace` makes drop-ins of all modules of a model that is there already, and gives them back.
 """
 
 from .activation import (
@@ -47,7 +47,7 @@ from .activation import (
 from .affine import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, Linear
 from .attention import Attention, MultiheadAttention
 from .embedding import Embedding
-from .encoder import Block, EncoderBlock, TransformerEncoderLayer
+from .encoder import Block, EncoderBlock, TransformerDecoderLayer, TransformerEncoderLayer
 from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, GroupNorm, LayerNorm, RMSNorm
 from .operator import Add, MatMul, Mul
 from .replacement import Replacement, replace
@@ -59,5 +59,5 @@ __all__ = [
     "EncoderBlock", "GroupNorm", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LayerNorm", "LeakyReLU",
     "Linear", "LogSigmoid", "LogSoftmax", "MatMul", "Mish", "Mul", "MultiheadAttention", "RMSNorm", "ReLU", "ReLU6",
     "Replacement", "Ruled", "SiLU", "Sigmoid", "Softmax", "Softmin", "Softplus", "Softshrink", "Softsign", "Tanh",
-    "Tanhshrink", "Threshold", "TransformerEncoderLayer", "replace",
+    "Tanhshrink", "Threshold", "TransformerDecoderLayer", "TransformerEncoderLayer", "replace",
 ]

@@ -34,7 +34,6 @@ class MultiheadAttention(Leaf, torch.nn.MultiheadAttention):
                          device=device, dtype=dtype, composite=composite)
 
 
-@stands_for("timm.layers.attention.Attention")
 class Attention(Ruled):
     """timm's `Attention` (1.0.31: constructor, state dict and forward), for vision transformers.
 

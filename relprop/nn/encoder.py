@@ -1,7 +1,7 @@
-"""Encoder layers: timm's `Block`, torch's `TransformerEncoderLayer`, torchvision's `EncoderBlock`.
+"""Layers of transformers: timm's `Block`, torch's encoder and decoder layers, torchvision's `EncoderBlock`.
 
-Their forwards differ from the originals in that the sums at the skip connections and functional activations go through
-the table; all else are modules, which are drop-ins themselves.
+Their sums at skip connections go through the table; all else are modules, which are drop-ins themselves. timm and
+torchvision need not be installed, so that their layers are written out here.
 """
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from ..composite import Composite
 from .activation import GELU
 from .attention import Attention, MultiheadAttention
 from .norm import LayerNorm
-from .ruled import Ruled, stands_for
+from .ruled import Ruled, Whole, stands_for
 
 _NORM = partial(LayerNorm, eps=1e-6)
 """The norm of vision transformers, timm's and torchvision's."""
 
 
-@stands_for("timm.models.vision_transformer.Block")
 class Block(Ruled):
     """timm's `Block` (1.0.31: constructor, state dict and forward), the layer of its vision transformers.
 
     x + attention(norm(x)), then x + mlp(norm(x)), with layer scale where `init_values` says so. Layers given as torch's
-    or timm's classes become drop-ins; what an `mlp_layer` of one's own computes outside of modules keeps its gradient.
+    or timm's classes, or as ones of one's own, become drop-ins.
 
     Args: as timm's. attn_layer: a class like `Attention`, "" or "attn". depth: taken and not used, as by timm's own.
     Raises: ValueError for another `attn_layer` by name; ImportError without timm, whose `Mlp`, `LayerScale` and
@@ -70,30 +69,24 @@ class Block(Ruled):
 
 
 @stands_for(torch.nn.TransformerEncoderLayer)
-class TransformerEncoderLayer(Ruled, torch.nn.TransformerEncoderLayer):
+class TransformerEncoderLayer(Whole, torch.nn.TransformerEncoderLayer):
     """`torch.nn.TransformerEncoderLayer`, of either order of norm and sum, without its fast path while it carries
     relevance.
     """
 
     def forward(self, src: Tensor, src_mask: Tensor | None = None, src_key_padding_mask: Tensor | None = None,
                 is_causal: bool = False) -> Tensor:
-        if self._aside() or src.is_nested:  # nested tensors come only where nothing requires a gradient
-            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
-        masks = (src_mask, src_key_padding_mask, is_causal)
-        if self.norm_first:
-            x = self._ruled(torch.add, src, self._sa_block(self.norm1(src), *masks))
-            return self._ruled(torch.add, x, self._ff_block(self.norm2(x)))
-        x = self.norm1(self._ruled(torch.add, src, self._sa_block(src, *masks)))
-        return self.norm2(self._ruled(torch.add, x, self._ff_block(x)))
-
-    def _ff_block(self, x: Tensor) -> Tensor:
-        x = self.linear1(x)
-        is_module = isinstance(self.activation, Module)  # a drop-in of its own
-        x = self.activation(x) if is_module else self._ruled(self.activation, x)
-        return self.dropout2(self.linear2(self.dropout(x)))
+        plain, options = super().forward, (src_mask, src_key_padding_mask, is_causal)
+        if src.is_nested:  # they come only where nothing requires a gradient, and are for the fast path alone
+            return plain(src, *options)
+        return self._ruled(plain, src, *options)
 
 
-@stands_for("torchvision.models.vision_transformer.EncoderBlock")
+@stands_for(torch.nn.TransformerDecoderLayer)
+class TransformerDecoderLayer(Whole, torch.nn.TransformerDecoderLayer):
+    """`torch.nn.TransformerDecoderLayer`, of either order of norm and sum."""
+
+
 class EncoderBlock(Ruled):
     """torchvision's `EncoderBlock` (constructor, state dict and forward), the layer of its vision transformer.
 

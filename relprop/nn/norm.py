@@ -6,7 +6,7 @@ import torch
 from .ruled import Leaf, stands_for
 
 
-@stands_for(torch.nn.LayerNorm, "timm.layers.norm.LayerNorm")
+@stands_for(torch.nn.LayerNorm)
 class LayerNorm(Leaf, torch.nn.LayerNorm):
     """`torch.nn.LayerNorm` under the composite's rule for "norm"."""
 

@@ -8,20 +8,15 @@ from typing import Any
 from torch.nn import Module
 
 from ..composite import Composite, get
+from ..family import facts
 from ..still import settled
-from .ruled import Ruling, adopt, forward_of, moves, parts
-
-_CALLERS = frozenset({
-    "torch.nn.modules.transformer.TransformerEncoder", "torchvision.models.vision_transformer.Encoder",
-    "torchvision.models.vision_transformer.VisionTransformer", "timm.models.vision_transformer.VisionTransformer",
-    "timm.layers.patch_embed.PatchEmbed", "timm.layers.mlp.Mlp"})
-"""Modules that only call modules and move data, add constants and average, for which the plain gradient is the rule."""
+from .ruled import Ruling, adopt, parts, unseen
 
 
 class Replacement:
     """A model whose modules are drop-ins until `undo`, or until the end of the `with` block.
 
-    `replaced` lists the paths of the modules that follow the composite, `unseen` those whose own torch calls do not.
+    `replaced` lists the paths of the modules that follow the composite, `unseen` of those that cannot.
     """
 
     def __init__(self, model: Module, composite: Composite) -> None:
@@ -29,9 +24,10 @@ class Replacement:
         if any(isinstance(ruling := module.__dict__.get("_ruling"), Ruling) and ruling.lent for _, module, _ in found):
             raise ValueError("the model's modules are replaced already; undo that first")
         self.replaced = tuple(path for path, _, dropin in found if dropin is not None)
-        self.unseen = tuple(path for path, module, dropin in found if dropin is None and not _known(module))
+        self.unseen = tuple(path for path, module, dropin in found if dropin is None and unseen(module))
         if not self.replaced:
-            raise ValueError(f"nothing to replace in {type(model).__name__}: no module of it has a drop-in")
+            raise ValueError(f"nothing to replace in {type(model).__name__}: its modules only move data, or run a "
+                             "forward of their own; use relprop.explain, which sees every call")
         with ExitStack() as undo:
             undo.enter_context(settled(model))
             for path, module, dropin in found:
@@ -65,30 +61,28 @@ def replace(model: Module, composite: str | Composite = "attnlrp") -> Replacemen
             model(x.requires_grad_())[:, label].sum().backward()
         relevance = x * x.grad
 
-    It reaches timm's `VisionTransformer`, torchvision's, `torch.nn.TransformerEncoder` and its layer,
-    `torch.nn.MultiheadAttention`, every torch module with a drop-in, and other modules without parts. What any other
-    module computes by itself in its forward (`x + y`, a softmax) is out of sight: that keeps its plain gradient, and a
-    warning names the module. `relprop.explain` sees such calls too.
+    It reaches every module that runs its class's forward: torch's, timm's, torchvision's, and those of one's own. A
+    module whose forward was set on the instance, or compiled, keeps its plain gradient; a warning names it. What is
+    explained is a floating input; token ids have none, so give embeddings, or use `relprop.explain`.
 
-    Raises: TypeError if `model` is not a module; ValueError if none of its modules has a drop-in, they are replaced
+    Raises: TypeError if `model` is not a module; ValueError if none of its modules can be replaced, they are replaced
         already, or the composite is unknown.
     """
     if not isinstance(model, Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    replacement = Replacement(model, get(composite))
+    if isinstance(getattr(model, "_orig_mod", None), Module):
+        raise ValueError("a compiled model makes its calls out of sight; replace model._orig_mod and call that, or use "
+                         "relprop.explain")
+    pixels = facts(model).pixels
+    rules = get(composite) if pixels is None else get(composite).boxed(pixels.mean, pixels.std)
+    replacement = Replacement(model, rules)
     if replacement.unseen:
         named = ", ".join(path or "(the model itself)" for path in replacement.unseen[:5])
         more = len(replacement.unseen) - 5
-        warnings.warn(f"what these modules compute outside of their parts keeps its plain gradient: {named}"
-                      f"{f' and {more} more' if more > 0 else ''}. If that is more than adding constants and moving "
-                      "data, use relprop.explain, which sees every call", stacklevel=2)
+        warnings.warn(f"these modules run a forward of their own and keep its plain gradient: {named}"
+                      f"{f' and {more} more' if more > 0 else ''}. relprop.explain sees the calls in them",
+                      stacklevel=2)
     return replacement
-
-
-def _known(module: Module) -> bool:
-    forward = forward_of(module)
-    whole = f"{type(module).__module__}.{type(module).__qualname__}"  # a subclass may have other methods than forward
-    return forward is not None and (moves(forward) or whole in _CALLERS)
 
 
 def _give_back(module: Module, original: type[Module], ruling: Ruling | None) -> None:

@@ -4,12 +4,17 @@ In eval mode a drop-in follows its composite: its output is the plain module's, 
 relevance per unit, so that relevance is `x * x.grad` after a plain `.backward()`. Its parameters are constants then and
 get no gradient, since under the rules theirs would mean nothing. In train mode it is the plain module, trained as ever.
 It is built in eval mode; `model.train()` and `model.eval()` switch, as they do for dropout.
+
+A drop-in sees the calls that it makes itself; its parts are drop-ins too and see theirs, so that each call follows the
+rule of the module that makes it.
 """
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from functools import cache
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -21,32 +26,29 @@ from ..composite import Composite, get
 from ..ops import Call, activation, mul
 from ..trace import Interception, activation_offset
 
-_STANDS_FOR: dict[str, type[Ruled]] = {}
-"""Drop-ins by the qualified name of the class whose forward they take over, so that nobody's package is imported."""
+_STANDS_FOR: dict[type[Module], type[Ruled]] = {}
+"""Drop-ins by the class whose forward they take over. Modules of any other class get `Whole`, `Leaf` or `Function`."""
 
 _MOVERS = frozenset(f"torch.nn.modules.{file}" for file in (
     "channelshuffle", "container", "dropout", "flatten", "fold", "module", "padding", "pixelshuffle", "sparse"))
 """Files of torch whose modules move data or call other modules: nothing of theirs follows a rule."""
 
 
-def stands_for(*originals: type[Module] | str) -> Callable[[type[Ruled]], type[Ruled]]:
-    """Decorates the drop-in of modules that run the forward of these classes, given as such or by qualified name."""
+def stands_for(original: type[Module]) -> Callable[[type[Ruled]], type[Ruled]]:
+    """Decorates the drop-in of modules that run the forward of this class."""
     def listed(dropin: type[Ruled]) -> type[Ruled]:
-        _STANDS_FOR.update({one if isinstance(one, str) else qualified(one): dropin for one in originals})
+        _STANDS_FOR[original] = dropin
         return dropin
 
     return listed
-
-
-def qualified(one: type) -> str:
-    """Where a class is defined, and its name."""
-    return f"{one.__module__}.{one.__qualname__}"
 
 
 class _Rules(Interception):
     """The interception of one module's calls. Parameters are constants in it, also where they may be trained."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _INNERMOST.get() is not self:  # a part of this module is at work, and its call was seen there
+            return func(*args, **(kwargs or {}))
         if torch.is_grad_enabled():
             known: dict[int, Tensor] = {}  # q, k and v may be one tensor, and must stay one
             args = self._entering(args, known)
@@ -70,6 +72,20 @@ class _Rules(Interception):
         return known[id(value)]
 
 
+_INNERMOST: ContextVar[_Rules | None] = ContextVar("_INNERMOST", default=None)
+"""The rules of the drop-in that is at work now, of those that are inside each other."""
+
+
+@contextmanager
+def _at_work(rules: _Rules | None) -> Iterator[None]:
+    """A `with` block whose calls are those of one drop-in, or of none that rules are asked for."""
+    outer = _INNERMOST.set(rules)
+    try:
+        yield
+    finally:
+        _INNERMOST.reset(outer)
+
+
 class Ruling:
     """The composite that a drop-in follows, the path that its patterns see, and whether `replace` lent it."""
 
@@ -84,7 +100,7 @@ class Ruling:
         return self._rules
 
     def __reduce__(self) -> Any:
-        return Ruling, (self.composite, self.path, self.lent)  # a copy of a module makes rules of its own
+        return Ruling, (self.composite, self.path)  # a copy of a module makes rules of its own, and is lent to nobody
 
 
 def _signature(cls: type[Ruled]) -> inspect.Signature:
@@ -126,6 +142,11 @@ class Ruled(Module):
             if dropin is not None:
                 adopt(part, dropin, Ruling(get(composite), part._ruling.path if isinstance(part, Ruled) else path))
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced = super().__reduce_ex__(protocol)
+        made_of = type(self).__dict__.get("_made_of")  # of a class that no module holds, so that pickle cannot find it
+        return reduced if made_of is None else (_blank, made_of, *reduced[2:])
+
     def extra_repr(self) -> str:
         return ", ".join(part for part in (super().extra_repr(), f"composite={self._ruling.composite.name!r}") if part)
 
@@ -138,33 +159,57 @@ class Ruled(Module):
     def _aside(self) -> bool:
         """Whether this is the plain module now: in training, without gradients, or inside another interception."""
         return self.training or not torch.is_grad_enabled() or any(
-            isinstance(mode, Interception) for mode in _get_current_function_mode_stack())
+            isinstance(mode, Interception) and not isinstance(mode, _Rules)
+            for mode in _get_current_function_mode_stack())
 
     def _ruled(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """`function(*args, **kwargs)`, its torch calls under the rules of this module."""
         if self._aside():
+            with _at_work(None):
+                return function(*args, **kwargs)
+        rules = self._ruling.rules(self)
+        with _at_work(rules), rules:
             return function(*args, **kwargs)
-        with self._ruling.rules(self):
-            return function(*args, **kwargs)
 
 
-class Leaf(Ruled):
-    """A drop-in that calls no module of its own: the whole forward of the class that it stands for, under the rules."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._ruled(super().forward, *args, **kwargs)
+def _forward_owner(cls: type[Module]) -> type[Module]:
+    """The class that defines the forward of `cls`."""
+    return next(one for one in cls.__mro__ if "forward" in one.__dict__)
 
 
-class Function(Leaf):
+def _under_rules(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(plain)  # its signature too, which tells what a model takes
+    def forward(self: Ruled, *args: Any, **kwargs: Any) -> Any:
+        return self._ruled(plain, self, *args, **kwargs)
+
+    return forward
+
+
+class Whole(Ruled):
+    """A drop-in with the forward of the class that it stands for, all of it under the rules."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        owner = _forward_owner(cls)
+        if owner is not Module and not issubclass(owner, Ruled):
+            cls.forward = _under_rules(owner.forward)
+
+
+class Leaf(Whole):
+    """A drop-in that calls no module of its own, though it may read the parameters of some."""
+
+
+class Function(Ruled):
     """An activation written as several torch calls: one op all the same, since modules win over functions."""
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = super(Leaf, self).forward
+        plain = super().forward
         if self._aside() or not x.requires_grad:
             return plain(x)
         ruling = self._ruling
         rule = ruling.composite.rule("activation", ruling.path, type(self)) or activation.gradient
-        y = activation.apply(Call(plain, "activation", ruling.path, rule), x, plain, offset=activation_offset(self))
+        with _at_work(None):
+            y = activation.apply(Call(plain, "activation", ruling.path, rule), x, plain, offset=activation_offset(self))
         setattr(y, mul.GATE, True)
         return y
 
@@ -183,34 +228,36 @@ def parts(module: Module, path: str = "", known: set[int] | None = None,
             yield from parts(child, f"{path}.{name}" if path else name, known)
 
 
-def forward_of(module: Module) -> str | None:
-    """Qualified name of the class whose forward a module runs; None where the instance has one of its own."""
-    if "forward" in module.__dict__ or isinstance(module, torch.jit.ScriptModule):
-        return None
-    return qualified(next(one for one in type(module).__mro__ if "forward" in one.__dict__))
-
-
-def moves(forward: str) -> bool:
-    """Whether a forward is known to move data or call modules, no more."""
-    return forward.rpartition(".")[0] in _MOVERS or forward == qualified(torch.nn.Identity)
+def unseen(module: Module) -> bool:
+    """Whether a module's forward is none of its class's, so that no drop-in can run it."""
+    return "forward" in module.__dict__ or isinstance(module, torch.jit.ScriptModule)
 
 
 def _dropin(module: Module) -> type[Ruled] | None:
     if isinstance(module, Ruled):
         return type(module)
-    forward = forward_of(module)
-    if forward is None or moves(forward):
+    if unseen(module):
         return None
-    dropin = _STANDS_FOR.get(forward)
-    if dropin is None and next(module.children(), None) is None:
-        dropin = Leaf if activation_offset(module) is None else Function
-    return None if dropin is None else _joined(dropin, type(module))
+    owner = _forward_owner(type(module))
+    if owner.__module__ in _MOVERS or owner is torch.nn.Identity:
+        return None
+    dropin = _STANDS_FOR.get(owner)
+    if dropin is None:
+        dropin = Whole if next(module.children(), None) else Leaf if activation_offset(module) is None else Function
+    return _joined(dropin, type(module))
 
 
 @cache
 def _joined(dropin: type[Ruled], original: type[Module]) -> type[Ruled]:
     """`dropin` with all else of `original`, of which it stays a subclass."""
-    return dropin if issubclass(dropin, original) else type(original.__name__, (dropin, original), {})
+    made_of = {"_made_of": (dropin, original), "__module__": original.__module__}
+    return dropin if issubclass(dropin, original) else type(original.__name__, (dropin, original), made_of)
+
+
+def _blank(dropin: type[Ruled], original: type[Module]) -> Ruled:
+    """A module of the joined class, empty: what pickle fills with the state."""
+    made = _joined(dropin, original)
+    return made.__new__(made)
 
 
 def adopt(module: Module, dropin: type[Ruled], ruling: Ruling) -> None:
