@@ -18,7 +18,7 @@ from .errors import IndependentOutput, LedgerError
 from .numerics import relevance_of, tolerance
 from .ops import Journal
 from .ops.call import dependent
-from .ops.journal import STABILIZER
+from .ops.journal import STABILIZER, Rows
 from .result import Ledger
 from .still import settled
 from .trace import ROUNDING, Interception, Tap, intercepted
@@ -64,7 +64,7 @@ def propagate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], v
         raise ValueError(f"unruled must be 'error' or 'gradient', got {unruled!r}")
     run = _Run(model, args, kwargs, value, get(composite), ledger or spread_bias, dict(taps or {}), layers, unruled)
     found = run.once()
-    if found is None:  # some tensor could not be split into the rows of the batch: one row at a time is exact
+    if found is None or _split_wrongly(found, run.precision):  # one row at a time is exact
         found = _stacked([run.of_row(row).once() for row in range(run.rows)])
     if found.ledger is not None:
         _close(found, run.precision)
@@ -113,7 +113,8 @@ class _Run:
 
     def once(self) -> Propagation | None:
         """Forward and backward; None where the ledger cannot tell the rows of the batch apart."""
-        journal = Journal(self.rows, torch.promote_types(self.dtype, torch.float32)) if self.ledger else None
+        rows = Rows(self.rows)
+        journal = Journal(rows, torch.promote_types(self.dtype, torch.float32)) if self.ledger else None
         taps = {**self.taps, **{f"layer {path}": Tap(path) for path in self.layers}}
         with ExitStack() as stack:
             stack.enter_context(settled(self.model))
@@ -124,7 +125,7 @@ class _Run:
             leaves, args, kwargs = self._leaves()
             mode = stack.enter_context(intercepted(
                 self.model, self.composite, journal=journal, token_ids=self._token_ids(), taps=taps,
-                unruled=self.unruled, precision=self.dtype))
+                unruled=self.unruled, precision=self.dtype, rows=rows))
             output = self.model(*args, **kwargs)
             with torch._C.DisableTorchFunction():
                 value = self._value(output)
@@ -135,7 +136,7 @@ class _Run:
             if journal is not None:
                 self._book_zeros(journal, leaves, relevance, value)
         self.precision = mode.least
-        if journal is not None and not journal.exact_rows and self.rows > 1:
+        if not rows.exact:
             return None
         return self._found(output, value, relevance, mode, journal)
 
@@ -239,15 +240,31 @@ def _suspect(model: nn.Module, inputs: Iterator[tuple[str, Tensor]]) -> str:
     return "inputs and weights are finite, so the forward pass overflows; try a wider dtype"
 
 
-def _close(found: Propagation, dtype: torch.dtype) -> None:
-    """Raises LedgerError if the books do not balance to the dtype's tolerance of the largest entry, in any row, or if
-    more is booked as rounding than the dtype can round.
+def _split_wrongly(found: Propagation, dtype: torch.dtype) -> bool:
+    """Whether the books balance over the batch but not in every row: a model that keeps its tokens first may have as
+    many of them as would hold the rows, folded.
     """
-    ledger = found.ledger
-    largest = torch.stack([entry.abs() for entry in (ledger.value, ledger.input, *ledger.absorbed.values())]).amax(0)
+    if found.ledger is None or not any(bool(off.any()) for _, off, _ in _gaps(found.ledger, dtype)):
+        return False
+    return bool(found.ledger.residual.sum().abs() <= tolerance(dtype) * _largest(found.ledger).sum())
+
+
+def _largest(ledger: Ledger) -> Tensor:
+    return torch.stack([entry.abs() for entry in (ledger.value, ledger.input, *ledger.absorbed.values())]).amax(0)
+
+
+def _gaps(ledger: Ledger, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, str]]:
+    """What may not be: an amount (B,), the rows where it is over the tolerance of the largest entry, and what it is."""
+    largest = _largest(ledger)
     rounding = ledger.absorbed.get(ROUNDING, torch.zeros_like(largest))
     for amount, what in ((ledger.residual, "is unaccounted for"), (rounding, f"is more than {dtype} rounds")):
-        off = amount.abs() > tolerance(dtype) * largest
+        yield amount, ~(amount.abs() <= tolerance(dtype) * largest), what  # NaN is a gap
+
+
+def _close(found: Propagation, dtype: torch.dtype) -> None:
+    """Raises LedgerError if the books do not balance, in any row, or if more is booked as rounding than can be."""
+    ledger = found.ledger
+    for amount, off, what in _gaps(ledger, dtype):
         if bool(off.any()):
             row = int(off.nonzero()[0])
             raise LedgerError(
@@ -259,15 +276,19 @@ def _close(found: Propagation, dtype: torch.dtype) -> None:
 def _stacked(rows: list[Propagation]) -> Propagation:
     """Runs of one row each as one run of the batch."""
     ledgers = [r.ledger for r in rows]
+    return Propagation([r.output for r in rows], torch.cat([r.value for r in rows]),
+                       {name: torch.cat([r.relevance[name] for r in rows]) for name in rows[0].relevance},
+                       {name: torch.cat([r.tapped[name] for r in rows]) for name in rows[0].tapped},
+                       None if ledgers[0] is None else _stacked_ledgers(ledgers))
+
+
+def _stacked_ledgers(ledgers: list[Ledger]) -> Ledger:
     names = sorted({name for ledger in ledgers for name in ledger.absorbed})
     zero = torch.zeros(1, dtype=torch.float64)
     layers = {path: torch.cat([ledger.layers[path] for ledger in ledgers]) for path in ledgers[0].layers or {}}
-    ledger = Ledger(torch.cat([ledger.value for ledger in ledgers]), torch.cat([ledger.input for ledger in ledgers]),
-                    {name: torch.cat([ledger.absorbed.get(name, zero) for ledger in ledgers]) for name in names},
-                    layers or None)
-    return Propagation([r.output for r in rows], torch.cat([r.value for r in rows]),
-                       {name: torch.cat([r.relevance[name] for r in rows]) for name in rows[0].relevance},
-                       {name: torch.cat([r.tapped[name] for r in rows]) for name in rows[0].tapped}, ledger)
+    return Ledger(torch.cat([ledger.value for ledger in ledgers]), torch.cat([ledger.input for ledger in ledgers]),
+                  {name: torch.cat([ledger.absorbed.get(name, zero) for ledger in ledgers]) for name in names},
+                  layers or None)
 
 
 def _spread(found: Propagation) -> Propagation:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..numerics import stabilize
-from .call import Binary, Call, dependent
-from .journal import STABILIZER
+from .call import Binary, Call, Rule, dependent
+from .journal import STABILIZER, Rows
 
 
 def zero(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,6 +43,19 @@ def ratio(a: Tensor, b: Tensor, y: Tensor, g: Tensor, *, eps: float | None = Non
     return g * factor_a, g * factor_b
 
 
+def by_row(rule: Rule, rows: Rows) -> Rule:
+    """The rule on tensors that hold the rows of the batch first, wherever the model has them, (B, M)."""
+    def moved(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, ...]:
+        dim = rows.dim(g, sure=True)
+        if dim is None:  # what comes out of it is not used
+            return rule(a, b, y, g)
+        shape = g.movedim(dim, 0).shape
+        shares = rule(*(t.movedim(dim, 0).reshape(rows.count, -1) for t in (a, b, y, g)))
+        return tuple(share.reshape(shape).movedim(0, dim) for share in shares)
+
+    return moved
+
+
 def add(call: Call, input: Tensor, other: Any, *, alpha: float = 1, out: None = None) -> Tensor:
     """`torch.add`, `+`, `+=`: a constant term absorbs, two dependent ones share."""
     return _sum(call, input, other, alpha, lambda a, b: call.func(a, b, alpha=alpha) if alpha != 1 else call.func(a, b))
@@ -70,7 +83,8 @@ def _sum(call: Call, a: Any, b: Any, sign: float, run: Any) -> Tensor:
             return run(a, b)
         a_full, b_full = torch.broadcast_tensors(a, b)
         b_full = b_full if sign == 1 else b_full * sign
-        return Binary.apply(a_full, b_full, torch.add, call.rule, call.journal, STABILIZER)
+        rule = call.rule if call.rows is None else by_row(call.rule, call.rows)
+        return Binary.apply(a_full, b_full, torch.add, rule, call.journal, STABILIZER)
     name = call.origin(b) if isinstance(b, Tensor) and dependent(a) else None
     constant = (b if sign == 1 else b * sign) if dependent(a) else a
     y = run(a, b)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from .journal import CONSTANT, Journal
+from .journal import CONSTANT, Journal, Rows
 
 Rule = Callable[..., Any]
 
@@ -22,7 +22,7 @@ class Call:
 
     `func` is the torch function as the model called it, `kind` its row of the table, `path` the module it was called
     in, `rule` what the composite says for it. `origin` names a constant ("position embeddings"); `retrace` runs a
-    function so that the torch calls inside it are intercepted in their turn.
+    function so that the torch calls inside it are intercepted in their turn; `rows`, where known, those of the batch.
     """
 
     func: Callable[..., Any]
@@ -32,6 +32,7 @@ class Call:
     journal: Journal | None = None
     origin: Callable[[Tensor], str] = field(default=lambda tensor: CONSTANT)
     retrace: Callable[[Callable[..., Any]], Any] = field(default=lambda function: function())
+    rows: Rows | None = None
 
     def constant(self, constant: Tensor | float, output: Tensor, name: str | None = None) -> None:
         """Book a constant added at `output`, under its own name where it has one."""

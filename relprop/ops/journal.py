@@ -15,6 +15,30 @@ _READERS = "_relprop_readers"
 _ROUNDED = 1e-4  # more than this of what is added up is not lost to rounding
 
 
+class Rows:
+    """The number of rows of the batch, and where they are in a tensor.
+
+    `exact` turns False when a tensor could not be split into them; the caller then explains the rows one at a time.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.exact = count, True
+
+    def dim(self, t: Tensor, *, sure: bool = False) -> int | None:
+        """The dimension that holds the rows, alone or as the slowest of several folded together; None if unclear.
+
+        `sure`: a tensor whose first dimension could hold them, but whose second as well, is taken for unclear.
+        """
+        others = [dim for dim, size in enumerate(t.shape) if dim and size == self.count]
+        first = bool(t.dim()) and t.shape[0] % self.count == 0
+        if self.count == 1 or (first and not (sure and others)):
+            return 0
+        if first or not others:
+            self.exact = False
+            return None
+        return others[0]
+
+
 class Journal:
     """Absorbed relevance by name, each a float64 tensor of one entry a row of the batch, summed in `precision`.
 
@@ -22,10 +46,14 @@ class Journal:
     right even then, and the caller explains the rows one at a time.
     """
 
-    def __init__(self, rows: int, precision: torch.dtype = torch.float32) -> None:
-        self.rows, self.precision = rows, precision
+    def __init__(self, rows: int | Rows, precision: torch.dtype = torch.float32) -> None:
+        self.layout = rows if isinstance(rows, Rows) else Rows(rows)
+        self.rows, self.precision = self.layout.count, precision
         self.absorbed: dict[str, Tensor] = {}
-        self.exact_rows = True
+
+    @property
+    def exact_rows(self) -> bool:
+        return self.layout.exact
 
     def book(self, name: str, amount: Tensor) -> None:
         """Add `amount`, (B,), to what `name` took."""
@@ -85,9 +113,8 @@ class Journal:
     def _dot(self, g: Tensor, x: Tensor) -> Tensor:
         if g.numel() == 0:
             return g.new_zeros(self.rows)
-        rows = self._rows_dim(g)
+        rows = self.layout.dim(g)
         if rows is None:
-            self.exact_rows = False
             return ((g * x).sum() / self.rows).expand(self.rows)
         if x.numel() == x.shape[-1:].numel() and x.dim() and x.shape[-1] == g.shape[-1] and g.dim() > 1 and rows == 0:
             per_position = torch.mv(g.reshape(-1, g.shape[-1]), x.reshape(-1))  # a bias: one pass over g
@@ -97,23 +124,14 @@ class Journal:
             g, x = g.movedim(rows, 0), x.movedim(rows, 0)
         return torch.bmm(g.reshape(self.rows, 1, -1), x.reshape(self.rows, -1, 1)).reshape(-1)
 
-    def _rows_dim(self, t: Tensor) -> int | None:
-        """The dimension that holds the rows, alone or as the slowest of several folded together; None if unclear."""
-        if self.rows == 1 or (t.dim() and t.shape[0] % self.rows == 0):
-            return 0
-        return next((dim for dim, size in enumerate(t.shape) if size == self.rows), None)
-
 
 class _Within(Journal):
     """Passes entries on to a whole journal, and takes them out of what one name took there."""
 
     def __init__(self, whole: Journal, name: str) -> None:
-        super().__init__(whole.rows, whole.precision)
+        super().__init__(whole.layout, whole.precision)
         self.whole, self.name = whole, name
 
     def book(self, name: str, amount: Tensor) -> None:
         self.whole.book(name, amount)
         self.whole.book(self.name, -amount)
-
-    def dot(self, g: Tensor, x: Tensor) -> Tensor:
-        return self.whole.dot(g, x)  # which notes tensors that do not split into rows
