@@ -201,7 +201,8 @@ class _Run:
         if not leaves:
             raise IndependentOutput("no input to explain was seen: pass floating tensors, or token ids that the model "
                                     "looks up in its input embedding")
-        per_unit = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+        # not of value.sum(): the interception, which lasts, would take the sum for one of the model's
+        per_unit = torch.autograd.grad(value, list(leaves.values()), torch.ones_like(value), allow_unused=True)
         reached = {name: (leaf, g) for (name, leaf), g in zip(leaves.items(), per_unit, strict=True) if g is not None}
         strength = sum(g.detach().abs().flatten(1).amax(1) for _, g in reached.values()) if reached else None
         if strength is None or bool((strength == 0).any()):

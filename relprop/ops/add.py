@@ -1,6 +1,7 @@
 """Sums of two terms: skip connections, position embeddings, masks and biases.
 
-References: Achtibat et al. 2024, eq. 8; Chefer et al. 2021, eqs. 9 and 10.
+References: Bach et al. 2015 (On pixel-wise explanations), Achtibat et al. 2024 (AttnLRP, eq. 8), Chefer et al. 2021
+(Transformer interpretability beyond attention visualization, eqs. 9 and 10).
 """
 
 from typing import Any
@@ -22,7 +23,10 @@ def zero(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def epsilon(a: Tensor, b: Tensor, y: Tensor, g: Tensor, *, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """R_a = a R / (y + eps sign y). Conserves up to the stabilizer, which is large only where the terms cancel."""
+    """R_a = a R / (y + eps sign y) (Bach et al. 2015, eq. 58; Achtibat et al. 2024, eq. 8).
+
+    Conserves up to the stabilizer, which is large only where the terms cancel.
+    """
     g = g * y / stabilize(y, eps)
     return g, g
 
@@ -30,9 +34,10 @@ def epsilon(a: Tensor, b: Tensor, y: Tensor, g: Tensor, *, eps: float = 1e-6) ->
 def ratio(a: Tensor, b: Tensor, y: Tensor, g: Tensor, *, eps: float | None = None) -> tuple[Tensor, Tensor]:
     """The terms share in proportion to |sum of their relevance| (Chefer et al. 2021, eqs. 9 and 10).
 
-    R_a as in `zero`, then scaled so that its sum is |A| / (|A| + |B|) sum R, with A the sum of R_a over a row, which
-    keeps large terms of opposite sign from blowing up. The original sums over the whole batch, so that a map depends
-    on what else was in it; here every row stands alone. Strictly conservative for each row.
+    R_a = a R / (a + b) times |A| / (|A| + |B|) sum R / A, with A the sum of a R / (a + b) over a row, so that the sum
+    of R_a is |A| / (|A| + |B|) sum R; this keeps large terms of opposite sign from blowing up. The original sums over
+    the whole batch, so that a map depends on what else was in it; here every row stands alone. Strictly conservative
+    for each row.
     """
     A, B = ((t * g).flatten(1).sum(1) for t in (a, b))
     total = A + B

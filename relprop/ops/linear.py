@@ -60,6 +60,7 @@ def negative(t: Tensor) -> Tensor:
 def quotient(numerator: Tensor, part: Tensor, magnitude: Tensor, eps: float | None) -> Tensor:
     """numerator / stabilize(part), 0 where there is no such part: where all contributions have the other sign,
     (x W ± |x| |W|) / 2 is nothing but the rounding of what cancels in it, as the sums that follow would be.
+    `magnitude`: of all that was added up, the bias with it.
     """
     present = part.abs() > 8 * torch.finfo(part.dtype).eps * magnitude
     return (numerator / stabilize(part, eps)).masked_fill_(~present, 0)
@@ -110,15 +111,15 @@ def z_plus(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None
     b = affine.bias_part(positive) if bias else 0.0
     magnitude = affine.product(x.abs(), W.abs())
     z = ((y - affine.bias_part(lambda b: b)) + magnitude) / 2 + b
-    s = quotient(y * g, z, magnitude, eps)
+    s = quotient(y * g, z, magnitude + affine.bias_part(torch.abs), eps)
     g_x = (affine.transpose(s, W) + side * affine.transpose(s, W.abs())) / 2
     return Shares(g_x, b * s if isinstance(b, Tensor) else None)
 
 
 def alpha_beta(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, alpha: float = 2.0, beta: float = 1.0,
                eps: float | None = None, bias: bool = True) -> Shares:
-    """LRP-alpha-beta: alpha times the share in what is positive less beta times the share in what is negative,
-    alpha - beta = 1 (Bach et al. 2015, eq. 60).
+    """LRP-alpha-beta: R_i = sum_j (alpha z_ij+ / z_j+ - beta z_ij- / z_j-) R_j with z_ij = x_i w_ij and z_j the same
+    summed over i, and alpha - beta = 1 (Bach et al. 2015, eq. 60).
 
     Conserves up to the bias where both parts are present. Raises: ValueError if alpha - beta is not 1.
     """
@@ -127,8 +128,9 @@ def alpha_beta(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, alpha: float 
     W = affine.weight
     z0, magnitude = y - affine.bias_part(lambda b: b), affine.product(x.abs(), affine.weight.abs())
     b_pos, b_neg = (affine.bias_part(positive), affine.bias_part(negative)) if bias else (0.0, 0.0)
-    s_pos = quotient(alpha * y * g, (z0 + magnitude) / 2 + b_pos, magnitude, eps)
-    s_neg = quotient(beta * y * g, (z0 - magnitude) / 2 + b_neg, magnitude, eps)
+    size = magnitude + affine.bias_part(torch.abs)
+    s_pos = quotient(alpha * y * g, (z0 + magnitude) / 2 + b_pos, size, eps)
+    s_neg = quotient(beta * y * g, (z0 - magnitude) / 2 + b_neg, size, eps)
     g_x = affine.transpose(s_pos - s_neg, W) + x.sign() * affine.transpose(s_pos + s_neg, W.abs())
     return Shares(g_x / 2, b_pos * s_pos - b_neg * s_neg if isinstance(b_pos, Tensor) else None)
 

@@ -1,6 +1,6 @@
 """Products of two matrices: linear in one operand where the other is a constant, bilinear where both depend on x.
 
-References: Achtibat et al. 2024 (AttnLRP, eqs. 14 and 15).
+References: Achtibat et al. 2024 (AttnLRP, eqs. 14 and 15), Shrikumar et al. 2016 (Not just a black box).
 """
 
 from collections.abc import Callable
@@ -31,7 +31,9 @@ def epsilon(a: Tensor, b: Tensor, y: Tensor, g: Tensor, vjp: Callable[[Tensor], 
 
 def gradient(a: Tensor, b: Tensor, y: Tensor, g: Tensor, vjp: Callable[[Tensor], tuple[Tensor, Tensor]],
              ) -> tuple[Tensor, Tensor]:
-    """The plain gradient: both operands receive all of y's relevance, so that it doubles. Not conservative."""
+    """R_a = a b R / y to both operands: all of y's relevance, so that it doubles (gradient x input, Shrikumar et al.
+    2016). Not conservative.
+    """
     return vjp(g)
 
 

@@ -1,6 +1,7 @@
 """Entrywise products and quotients: gates, layer scale, rotary positions, divisions by a scale.
 
-References: Achtibat et al. 2024, eq. 15 (uniform rule); Ali et al. 2022 (a gate held constant).
+References: Achtibat et al. 2024 (AttnLRP, eq. 15: the uniform rule), Ali et al. 2022 (XAI for transformers: a factor
+held constant), Shrikumar et al. 2016 (Not just a black box).
 """
 
 from typing import Any
@@ -13,20 +14,24 @@ from .journal import NORM, PRODUCT
 
 
 def uniform(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Half of the relevance to each factor: g_a = b g / 2 (Achtibat et al. 2024, eq. 15). Strictly conservative."""
+    """R_a = R_b = R / 2: half of the relevance to each factor (Achtibat et al. 2024, eq. 15). Strictly conservative."""
     return b * g / 2, a * g / 2
 
 
 def hold_gate(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """All relevance to the second factor, the first being the gate (CP-LRP). Strictly conservative.
+    """R_b = R, R_a = 0: all relevance to the second factor, the first being the gate (Ali et al. 2022; CP-LRP).
 
+    Strictly conservative.
     The machine takes as the gate the factor that an activation made; where neither or both are, it is `uniform`.
     """
     return torch.zeros_like(a), a * g
 
 
 def gradient(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """The plain gradient: both factors receive all relevance, so that it doubles. Not conservative."""
+    """R_a = R_b = R: all relevance to both factors, so that it doubles (gradient x input, Shrikumar et al. 2016).
+
+    Not conservative.
+    """
     return b * g, a * g
 
 

@@ -5,7 +5,8 @@ subtraction and the weight pass relevance as any linear map, and only the bias a
 with pow, mean and rsqrt is covered by the same rule: the root is the scale, and it is held.
 
 References: Ali et al. 2022 (XAI for transformers: better explanations through conservative propagation),
-Chefer et al. 2021 (Transformer interpretability beyond attention visualization).
+Chefer et al. 2021 (Transformer interpretability beyond attention visualization), Shrikumar et al. 2016 (Not just a
+black box).
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from .journal import BIAS, NORM
 def held(g: Tensor, weight: Tensor | None, scale: Tensor, *, centre: bool, dims: Sequence[int]) -> Tensor:
     """Relevance per unit of x where y = (x - mean x) scale w + b and `scale` is a constant (Ali et al. 2022, eq. 8).
 
+    R_i = x_i sum_j (delta_ij - 1 / n) w_j scale R_j / y_j, that is
     g_x = scale (g w - mean(g w)), without the mean where nothing is centred. Conserves up to the bias.
 
     Args: g: per unit of y. weight: broadcasts to y, or None. scale: 1 / std or 1 / rms, broadcasts to y. dims: the
@@ -46,7 +48,9 @@ def identity(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
 
 
 def gradient(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
-    """Marker: the plain gradient, whose part through the scale cancels most of x's relevance. Not conservative."""
+    """Marker: the plain gradient, R_i = x_i sum_j (dy_j / dx_i) R_j / y_j, whose part through the scale cancels most of
+    x's relevance (gradient x input, Shrikumar et al. 2016; Ali et al. 2022, section 3.2). Not conservative.
+    """
     raise NotImplementedError("the machine runs this rule as the plain gradient")
 
 

@@ -13,7 +13,10 @@ from .journal import STABILIZER
 
 
 def zero(y: Tensor, g: Tensor) -> Tensor:
-    """R_i = w_i x_i R / z, gradient x input. Strictly conservative. The machine runs it as the plain gradient."""
+    """R_i = w_i x_i R / z, gradient x input (Bach et al. 2015, eq. 56). Strictly conservative.
+
+    The machine runs it as the plain gradient.
+    """
     return g
 
 

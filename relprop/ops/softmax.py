@@ -1,6 +1,7 @@
 """Softmax, in attention and elsewhere.
 
-References: Achtibat et al. 2024 (AttnLRP, eq. 13), Ali et al. 2022 (AH-rule), Chefer et al. 2021.
+References: Achtibat et al. 2024 (AttnLRP, eq. 13), Ali et al. 2022 (XAI for transformers, AH-rule), Chefer et al. 2021
+(Transformer interpretability beyond attention visualization).
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ def taylor(x: Tensor, y: Tensor, g: Tensor, *, dim: int = -1) -> Tensor:
 
 
 def hold(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
-    """The pattern is a constant and passes nothing to the scores (Ali et al. 2022, AH-rule; CP-LRP).
+    """R_x = 0: the pattern is a constant and passes nothing to the scores (Ali et al. 2022, AH-rule; CP-LRP).
 
     Strictly conservative: the values then receive all relevance of the attention.
     """
