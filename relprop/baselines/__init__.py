@@ -15,13 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import neutral, rows, units
-from .errors import IndependentOutput
-from .result import Ledger, Relevance
-from .still import settled
-from .subject import Subject
-from .target import Targets
-from .tokens import Batch
+from .. import neutral, rows, units
+from ..errors import IndependentOutput
+from ..result import Ledger, Relevance
+from ..still import settled
+from ..subject import Subject
+from ..target import Targets
+from ..tokens import Batch
 
 FOLDS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "sum": lambda x, dim: x.sum(dim),
