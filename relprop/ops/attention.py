@@ -33,10 +33,11 @@ def additive(mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -
 
 def pattern(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Attention pattern softmax(q k^T scale + mask), (B, H, T, S); rows that are masked throughout are zero."""
-    scores = (query @ key.mT) * scale
-    scores = scores if mask is None else scores + mask
-    weights = scores.softmax(-1)
-    return weights if mask is None else weights.nan_to_num(0.0)
+    scores = (query * scale) @ key.mT
+    if mask is None:
+        return scores.softmax(-1)
+    weights = (scores + mask).softmax(-1)
+    return weights.nan_to_num(0.0) if bool(mask.isneginf().all(-1).any()) else weights
 
 
 def grouped(key: Tensor, query: Tensor) -> Tensor:
@@ -129,9 +130,11 @@ def opened(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, 
     key, value = grouped(key, query), grouped(value, query)
     mask = additive(attn_mask, is_causal, query, key)
     scores = torch.matmul(query, key.transpose(-2, -1)) * scale
-    if mask is not None:
-        scores = scores + mask
-    return torch.matmul(F.softmax(scores, dim=-1), value)
+    if mask is None:
+        return torch.matmul(F.softmax(scores, dim=-1), value)
+    seen = (mask > -math.inf).any(-1, keepdim=True)  # a query that may look at nothing: zero, as from the kernel
+    weights = F.softmax(scores + mask.where(seen, 0.0), dim=-1)
+    return torch.matmul(weights if bool(seen.all()) else weights * seen, value)
 
 
 def multi_head_attention_forward(call: Call, query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int,

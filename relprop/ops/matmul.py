@@ -47,7 +47,8 @@ def bilinear(call: Call, a: Tensor, b: Tensor, run: Callable[[Tensor, Tensor], T
         return call.booked(PRODUCT, [a, b], run)
 
     def rule(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
+        # out of sight of the interception, which would take the product for one of the model's
+        with torch._C.DisableTorchFunction(), torch.enable_grad():
             a, b = a.detach().requires_grad_(), b.detach().requires_grad_()
             product = run(a, b)
         return call.rule(a, b, y, g, lambda s: torch.autograd.grad(product, (a, b), s))

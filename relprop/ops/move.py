@@ -23,12 +23,14 @@ def joined(call: Call, tensors: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def chosen(call: Call, condition: Any, *args: Any, **kwargs: Any) -> Any:
-    """`torch.where(condition, a, b)`."""
+    """`torch.where(condition, a, b)`, `a.where(condition, b)`."""
     values = [*args, *kwargs.values()]
+    if call.func is Tensor.where:
+        condition, values = values[0], [condition, *values[1:]]
     constants = [v for v in values if not dependent(v)]
     if call.journal is None or not values or not constants:
-        return call.func(condition, *args, **kwargs)
-    return _booked(call, values, constants, lambda *filled: call.func(condition, *filled))
+        return torch.where(condition, *values)
+    return _booked(call, values, constants, lambda *filled: torch.where(condition, *filled))
 
 
 def filled(call: Call, input: Tensor, mask: Any, value: Any, *rest: Any, **kwargs: Any) -> Tensor:
