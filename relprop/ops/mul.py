@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from .call import Binary, Call, dependent, scaled
 from .journal import NORM, PRODUCT
@@ -35,6 +36,22 @@ def gradient(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor
     return b * g, a * g
 
 
+class Halved(Function):
+    """y = a b under the uniform rule, fused: the relevance per unit of y is halved once for both factors."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, run: Any) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return run(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
+        a, b = ctx.saved_tensors
+        half = g * 0.5
+        g_b = half * a
+        return half.mul_(b).sum_to_size(a.shape), g_b.sum_to_size(b.shape), None
+
+
 def mul(call: Call, input: Any, other: Any) -> Tensor:
     """`torch.mul`, `*`, `*=`: linear in one dependent factor, shared by two."""
     if not (dependent(input) and dependent(other)):
@@ -48,6 +65,8 @@ def mul(call: Call, input: Any, other: Any) -> Tensor:
             return call.func(input.detach(), other) if gates[0] else call.func(input, other.detach())
         rule = uniform
     if rule is uniform:
+        if input.dtype == other.dtype:
+            return Halved.apply(input, other, call.func)
         return call.func(scaled(input, 0.5), scaled(other, 0.5))
     a, b = torch.broadcast_tensors(input, other)
     return Binary.apply(a, b, torch.mul, rule, call.journal, PRODUCT)
