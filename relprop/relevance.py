@@ -58,14 +58,15 @@ def propagate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], v
         the ledger reports the relevance that crosses. unruled: "error", or "gradient" to let an op without a rule
         pass with its plain gradient. spread_bias: redistribute what constants took over the inputs.
     Raises: IndependentOutput if the value does not depend on the inputs; LedgerError if the books do not balance;
-        UnruledOp for an op that is not in the table; ValueError for NaN or inf in the output.
+        UnruledOp for an op that is not in the table; ValueError for NaN or inf in the output or its relevance, and for
+        weights that no gradient can pass.
     """
     if unruled not in ("error", "gradient"):
         raise ValueError(f"unruled must be 'error' or 'gradient', got {unruled!r}")
     run = _Run(model, args, kwargs, value, get(composite), ledger or spread_bias, dict(taps or {}), layers, unruled)
-    found = run.once()
+    found = run.whole()
     if found is None or _split_wrongly(found, run.precision):  # one row at a time is exact
-        found = _stacked([run.of_row(row).once() for row in range(run.rows)])
+        found = _stacked([run.of_row(row).whole() for row in range(run.rows)])
     if found.ledger is not None:
         _close(found, run.precision)
     return _spread(found) if spread_bias else found
@@ -84,10 +85,18 @@ class _Run:
     taps: dict[str, Tap]
     layers: tuple[str, ...]
     unruled: str
+    reentrant: bool = False
+    """Whether the model has checkpoints of the kind that `torch.autograd.grad` does not pass."""
     precision: torch.dtype = field(init=False)
     """Of the least precise part that the model computes in."""
 
     def __post_init__(self) -> None:
+        self.args = tuple(_ordinary(a) for a in self.args)
+        self.kwargs = {name: _ordinary(value) for name, value in self.kwargs.items()}
+        name = next((name for name, p in self.model.named_parameters() if p.is_inference()), None)
+        if name is not None:
+            raise ValueError(f"the parameter {name!r} was made under torch.inference_mode(), and no gradient passes "
+                             "such a tensor; make or load the model outside of it")
         tensors = [t for t in (*self.args, *self.kwargs.values()) if isinstance(t, Tensor)]
         if not tensors:
             raise ValueError("nothing to explain: no tensor among the inputs")
@@ -110,6 +119,16 @@ class _Run:
         one = getattr(value, "row", None)
         return replace(self, args=tuple(cut(a) for a in self.args), kwargs={k: cut(v) for k, v in self.kwargs.items()},
                        value=one(row, rows) if one else value)
+
+    def whole(self) -> Propagation | None:
+        """`once`, and once more by torch's other way back where the model's checkpoints ask for it."""
+        try:
+            return self.once()
+        except RuntimeError as error:
+            if self.reentrant or "use_reentrant" not in str(error):
+                raise
+        self.reentrant = True
+        return self.once()
 
     def once(self) -> Propagation | None:
         """Forward and backward; None where the ledger cannot tell the rows of the batch apart."""
@@ -165,10 +184,11 @@ class _Run:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"the explained value must be one number a row, shape ({self.rows},), got {got}")
         if not torch.isfinite(value).all():
-            values = value.detach().tolist()
-            raise ValueError(f"the explained value is {values}: {_suspect(self.model, self._inputs())}")
+            row = int((~torch.isfinite(value)).int().argmax())
+            raise ValueError(f"the explained value of row {row} is {float(value[row])}: "
+                             f"{_suspect(self.model, self._inputs(), output)}")
         if not value.requires_grad:
-            raise IndependentOutput(_INDEPENDENT)
+            raise IndependentOutput(_independent([], self.rows))
         return value
 
     def _book_target(self, journal: Journal, output: Any, value: Tensor) -> None:
@@ -202,11 +222,19 @@ class _Run:
             raise IndependentOutput("no input to explain was seen: pass floating tensors, or token ids that the model "
                                     "looks up in its input embedding")
         # not of value.sum(): the interception, which lasts, would take the sum for one of the model's
-        per_unit = torch.autograd.grad(value, list(leaves.values()), torch.ones_like(value), allow_unused=True)
+        if self.reentrant:
+            torch.autograd.backward(value, torch.ones_like(value))
+            per_unit = [leaf.grad for leaf in leaves.values()]
+        else:
+            per_unit = torch.autograd.grad(value, list(leaves.values()), torch.ones_like(value), allow_unused=True)
         reached = {name: (leaf, g) for (name, leaf), g in zip(leaves.items(), per_unit, strict=True) if g is not None}
         strength = sum(g.detach().abs().flatten(1).amax(1) for _, g in reached.values()) if reached else None
         if strength is None or bool((strength == 0).any()):
-            raise IndependentOutput(_INDEPENDENT)
+            idle = [] if strength is None else (strength == 0).nonzero().flatten().tolist()
+            raise IndependentOutput(_independent(idle, self.rows))
+        if not bool(torch.isfinite(strength).all()):
+            raise ValueError("the explained value is finite, but its relevance is NaN or inf: the backward pass "
+                             "overflows, or meets a function where it has no slope; try a wider dtype or another rule")
         return {name: relevance_of(leaf.detach(), g) for name, (leaf, g) in reached.items()}
 
     def _found(self, output: Any, value: Tensor, relevance: dict[str, Tensor], mode: Interception,
@@ -226,18 +254,35 @@ class _Run:
         return journal.dot(relevance, relevance.new_ones(())).to("cpu", torch.float64)
 
 
-_INDEPENDENT = ("the explained value does not depend on the input: its gradient is missing or zero throughout. Look "
-                "for a target that the model never computes, a detached output, or weights that are all zero")
+def _independent(idle: list[int], rows: int) -> str:
+    """What is wrong where these rows, or all, have no gradient."""
+    some = f" of row {', '.join(map(str, idle[:5]))}" if 0 < len(idle) < rows else ""
+    return (f"the explained value{some} does not depend on the input: its gradient is missing or zero throughout. Look "
+            "for a target that the model never computes, a detached output, or weights that are all zero")
 
 
-def _suspect(model: nn.Module, inputs: Iterator[tuple[str, Tensor]]) -> str:
+def _ordinary(value: Any) -> Any:
+    """The value; of a tensor that was made under `torch.inference_mode`, a copy that autograd may keep."""
+    if not isinstance(value, Tensor) or not value.is_inference():
+        return value
+    with torch.inference_mode(False):
+        return value.clone()
+
+
+def _suspect(model: nn.Module, inputs: Iterator[tuple[str, Tensor]], output: Any) -> str:
     """Where NaN or inf came from, in words."""
+    found = [t for t in tree_flatten(output)[0] if isinstance(t, Tensor) and t.is_floating_point()]
+    if found and all(torch.isfinite(t).all() for t in found):
+        return "the model's output is finite, so the target makes it; give one that is defined for this output"
     for name, t in inputs:
         if t.is_floating_point() and not torch.isfinite(t).all():
             return f"the input {name!r} holds NaN or inf"
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             return f"the parameter {name!r} holds NaN or inf; load the weights again"
+    for name, buffer in model.named_buffers():
+        if buffer.isnan().any():  # inf is what masks are made of
+            return f"the buffer {name!r} holds NaN; load the weights again"
     return "inputs and weights are finite, so the forward pass overflows; try a wider dtype"
 
 

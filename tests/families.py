@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -48,6 +49,25 @@ class Family:
             return output.logits[:, 1] if output.logits.dim() == 2 else output.logits[:, 3, 5]
         return output.last_hidden_state[:, 0, 1]  # one state; their sum is constant behind a norm
 
+    def states(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        """The explained tensor, pixels or word embeddings, as a leaf of plain autograd, and the output for it."""
+        if args:
+            leaf = args[0].clone().requires_grad_()
+            return leaf, model(leaf)
+        found: list[Tensor] = []
+
+        def take(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            found.append(output.detach().requires_grad_())
+            return found[0]
+
+        table = model.get_input_embeddings().weight  # which T5 has two modules for
+        handles = [module.register_forward_hook(take) for module in model.modules()
+                   if getattr(module, "weight", None) is table and isinstance(module, nn.Embedding)]
+        output = model(**kwargs)
+        for handle in handles:
+            handle.remove()
+        return found[0], output
+
     def row(self, index: int, dtype: torch.dtype = torch.float32) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
         """One row of the batch alone, its padding with it."""
         args, kwargs = self.inputs(dtype)
@@ -57,6 +77,9 @@ class Family:
 _SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
               max_position_embeddings=32)
 _GQA = dict(_SMALL, num_key_value_heads=1)
+_OPT = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24, max_position_embeddings=32)
+_T5 = dict(d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
+_DEBERTA = dict(_SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"], num_labels=4)
 _GPT2 = dict(n_embd=16, n_layer=2, n_head=2, n_positions=32)
 _IMAGE = dict(_SMALL, image_size=24, patch_size=6, num_labels=4)
 _TIMM = dict(img_size=24, patch_size=6, num_classes=4, embed_dim=16, depth=2, num_heads=2)
@@ -111,16 +134,20 @@ class Sequences(nn.Module):
 
 FAMILIES: dict[str, Family] = {
     "bert": _text("BertForSequenceClassification", **_SMALL, num_labels=4),
+    "bert-eager": _text("BertForSequenceClassification", **_SMALL, num_labels=4, attn_implementation="eager"),
+    "bert-masked-lm": _text("BertForMaskedLM", **_SMALL),
     "roberta": _text("RobertaForSequenceClassification", **_SMALL, num_labels=4),
     "distilbert": _text("DistilBertForSequenceClassification", dim=16, n_layers=2, n_heads=2, hidden_dim=24,
                         max_position_embeddings=32, num_labels=4),
     "electra": _text("ElectraForSequenceClassification", **_SMALL, embedding_size=8, num_labels=4),
     "gpt2": _text("GPT2LMHeadModel", **_GPT2),
     "gpt-neox": _text("GPTNeoXForCausalLM", **_SMALL),
-    "opt": _text("OPTForCausalLM", hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24,
-                 word_embed_proj_dim=16, max_position_embeddings=32),
+    "gpt-neox-sequential": _text("GPTNeoXForCausalLM", **_SMALL, use_parallel_residual=False),
+    "opt": _text("OPTForCausalLM", **_OPT, word_embed_proj_dim=16),
+    "opt-post-norm": _text("OPTForCausalLM", **_OPT, word_embed_proj_dim=8, do_layer_norm_before=False),
     "bloom": _text("BloomForCausalLM", hidden_size=16, n_layer=2, n_head=2),
     "llama": _text("LlamaForCausalLM", **_GQA),
+    "llama-eager": _text("LlamaForCausalLM", **_GQA, attn_implementation="eager"),
     "mistral": _text("MistralForCausalLM", **_GQA, sliding_window=4),
     "qwen2": _text("Qwen2ForCausalLM", **_GQA),
     "qwen3": _text("Qwen3ForCausalLM", **_GQA, head_dim=8),
@@ -128,13 +155,20 @@ FAMILIES: dict[str, Family] = {
     "gemma3": _text("Gemma3ForCausalLM", **_GQA, head_dim=8, sliding_window=4),
     "phi3": _text("Phi3ForCausalLM", **_GQA),
     "modernbert": _text("ModernBertForSequenceClassification", **_SMALL, num_labels=4),
-    "deberta-v2": _text("DebertaV2ForSequenceClassification", **_SMALL, relative_attention=True,
-                        pos_att_type=["p2c", "c2p"], num_labels=4),
-    "t5-encoder": _text("T5EncoderModel", d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2),
+    "deberta-v2": _text("DebertaV2ForSequenceClassification", **_DEBERTA, conv_kernel_size=3),
+    "deberta-v3": _text("DebertaV2ForSequenceClassification", **_DEBERTA, position_buckets=4, share_att_key=True,
+                        norm_rel_ebd="layer_norm", position_biased_input=False),
+    "t5-encoder": _text("T5EncoderModel", **_T5),
+    "t5-encoder-gated": _text("T5EncoderModel", **_T5, feed_forward_proj="gated-gelu"),
     "hf-vit": Family(_transformers("ViTForImageClassification", **_IMAGE), "image"),
     "hf-deit": Family(_transformers("DeiTForImageClassification", **_IMAGE), "image"),
+    "hf-deit-distilled": Family(_transformers("DeiTForImageClassificationWithTeacher", **_IMAGE), "image"),
     "hf-dinov2": Family(_transformers("Dinov2ForImageClassification", **_IMAGE), "image"),
+    "hf-dinov2-swiglu": Family(_transformers("Dinov2ForImageClassification", **_IMAGE, use_swiglu_ffn=True), "image"),
+    "hf-dinov2-registers": Family(
+        _transformers("Dinov2WithRegistersForImageClassification", **_IMAGE, num_register_tokens=2), "image"),
     "timm-vit": _timm("vision_transformer.VisionTransformer"),
+    "timm-vit-registers": _timm("vision_transformer.VisionTransformer", reg_tokens=2, qk_norm=True),
     "timm-deit": _timm("vision_transformer.VisionTransformer", global_pool="avg", init_values=0.1),
     "timm-deit-distilled": _timm("deit.VisionTransformerDistilled"),
     "timm-beit": _timm("beit.Beit", use_rel_pos_bias=True, use_abs_pos_emb=False, init_values=0.1),
@@ -145,3 +179,9 @@ FAMILIES: dict[str, Family] = {
     "torchvision-vit": Family(_torchvision, "image"),
     "torch-encoder": Family(lambda: Sequences(batch_first=True), "image"),
     "torch-encoder-sequence-first": Family(lambda: Sequences(batch_first=False, norm_first=True), "image")}
+
+
+@cache
+def model(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The model of a family in `dtype`, made once: for tests that give it back as it came."""
+    return FAMILIES[name].model().to(dtype)

@@ -181,13 +181,16 @@ class Ruled(Function):
     def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], affine: Affine, rule: Rule,
                 journal: Journal | None) -> Tensor:
         y = run(x)
-        ctx.save_for_backward(x, y)
+        ctx.save_for_backward(x)
+        # the model may write into y, which no backward pass of its own needs: then it is computed again
+        ctx.y, ctx.version, ctx.run = y.detach(), y._version, run
         ctx.affine, ctx.rule, ctx.journal = affine, rule, journal
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
-        x, y = ctx.saved_tensors
+        x, = ctx.saved_tensors
+        y, ctx.y = ctx.y if ctx.y._version == ctx.version else ctx.run(x), None
         shares = ctx.rule(x, y, g, ctx.affine)
         g_x, taken = shares if isinstance(shares, tuple) else (shares, None)
         if ctx.journal is not None:
