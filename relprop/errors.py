@@ -15,3 +15,7 @@ class LedgerError(RelpropError, ArithmeticError):
 
 class IndependentOutput(RelpropError, ValueError):
     """The explained value does not depend on the input, so that there is nothing to explain."""
+
+
+class Undefined(RelpropError, ValueError):
+    """A measure has no value for this map or this truth, such as a map that is the same everywhere."""

@@ -7,20 +7,20 @@ Transformers", ICML 2024 (area between the curves).
 """
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import rows, units
+from ..errors import Undefined
 from ..result import Curve
 from ..still import settled
 from ..subject import Subject
 from ..target import Targets
 from ..tokens import Batch
 from . import statistics
-from .removal import Removal, removal
+from .removal import Removal, chance, removal, whole
 
 
 def ablation(subject: Subject, batch: Batch, targets: Targets, relevance: Tensor, *, randoms: int = 20, steps: int = 10,
@@ -53,22 +53,10 @@ def ablation(subject: Subject, batch: Batch, targets: Targets, relevance: Tensor
     ranks = _ranks(relevance.detach().cpu().double(), batch, out, randoms, seed)
     fractions = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     with settled(subject.model), torch.no_grad():
-        fixed, value = _whole(subject, batch, targets, batch_size)
+        fixed, value = whole(subject, batch, targets, batch_size)
         run = _Run(subject, batch, fixed, out)
         curves, changed = _curves(run, value, ranks, fractions, batch_size, show_progress)
     return _read(curves, fractions, value, seed, batch.rows + changed, out.baseline)
-
-
-def _whole(subject: Subject, batch: Batch, targets: Targets, batch_size: int) -> tuple[Targets, Tensor]:
-    """The targets as the whole input fixes them, and their values, (B,), float64 on the CPU."""
-    fixed, values = [], []
-    for chunk in torch.arange(batch.rows).split(batch_size):
-        part = batch.take(chunk.tolist())
-        output = subject.forward(part)
-        own = targets.take(chunk.tolist()).fixed(output, part)
-        fixed += own.targets
-        values.append(own.value(output, part).double().cpu())
-    return replace(targets, targets=tuple(fixed)), torch.cat(values)
 
 
 class _Run(NamedTuple):
@@ -100,21 +88,15 @@ def _ranks(relevance: Tensor, batch: Batch, out: Removal, randoms: int, seed: in
     pooled = units.pooled(relevance, out.groups)  # (B, U)
     ranks = torch.full((batch.rows, 2 * (randoms + 1), pooled.shape[1]), pooled.shape[1] + 1)
     for row, count in enumerate(out.counts.tolist()):
-        chance = rows.generator(seed, _content(batch, out.groups, row))
+        generator = chance(batch, out.groups, row, seed)
         try:
-            orders = [statistics.order(pooled[row, :count], chance)]
-        except ValueError as cause:
-            raise ValueError(f"row {row}: {cause}") from cause
-        orders += [torch.randperm(count, generator=chance) for _ in range(randoms)]
+            orders = [statistics.order(pooled[row, :count], generator)]
+        except Undefined as cause:
+            raise Undefined(f"row {row}: {cause}") from cause
+        orders += [torch.randperm(count, generator=generator) for _ in range(randoms)]
         forward = torch.stack(orders).argsort(1)  # (1 + N, U): the inverse of an order is each unit's rank
         ranks[row, :, :count] = torch.stack([forward, count - 1 - forward], 1).flatten(0, 1)
     return ranks
-
-
-def _content(batch: Batch, groups: Tensor, row: int) -> Tensor:
-    """A row's own input, without padding."""
-    content = rows.leaf(batch)[1][row].cpu()
-    return content[groups[row] >= 0] if content.shape == groups[row].shape else content
 
 
 def _curves(run: _Run, value: Tensor, ranks: Tensor, fractions: Tensor, batch_size: int,

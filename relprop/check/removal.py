@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import neutral, rows, units
 from ..subject import Subject
+from ..target import Targets
 from ..tokens import Batch, ImageUnits, TextUnits
 
 DELETE = "delete"
@@ -49,6 +50,27 @@ def removal(subject: Subject, batch: Batch, *, baseline: str | int | None = None
     return Removal(groups, counts, name, without)
 
 
+def chance(batch: Batch, groups: Tensor, row: int, seed: int) -> torch.Generator:
+    """Chance of one row that depends on the seed and the row's own input, without padding, and on nothing else."""
+    content = rows.leaf(batch)[1][row].cpu()
+    return rows.generator(seed, content[groups[row] >= 0] if content.shape == groups[row].shape else content)
+
+
+def whole(subject: Subject, batch: Batch, targets: Targets, batch_size: int) -> tuple[Targets, Tensor]:
+    """The targets as the whole input fixes them, and their values, (B,), float64 on the CPU.
+
+    To be called without gradients, the model settled.
+    """
+    fixed, values = [], []
+    for chunk in torch.arange(batch.rows).split(batch_size):
+        part = batch.take(chunk.tolist())
+        output = subject.forward(part)
+        own = targets.take(chunk.tolist()).fixed(output, part)
+        fixed += own.targets
+        values.append(own.value(output, part).double().cpu())
+    return replace(targets, targets=tuple(fixed)), torch.cat(values)
+
+
 def _text(subject: Subject, batch: Batch, groups: Tensor, baseline: str | int | None) -> tuple[str, Callable]:
     if baseline == DELETE:
         return "deleted (attention mask)", _hidden(batch, groups)
@@ -56,7 +78,7 @@ def _text(subject: Subject, batch: Batch, groups: Tensor, baseline: str | int | 
     ids = rows.leaf(batch)[1]
 
     def without(which: Tensor, gone: Tensor) -> Batch:
-        return rows.put(batch.take(which), ids[which].masked_fill(_entries(gone, groups[which]), token))
+        return rows.put(batch.take(which), ids[which].masked_fill(entries(gone, groups[which]), token))
 
     return name, without
 
@@ -68,7 +90,7 @@ def _hidden(batch: Batch, groups: Tensor) -> Callable:
 
     def without(which: Tensor, gone: Tensor) -> Batch:
         taken = batch.take(which)
-        mask = taken.kwargs["attention_mask"].masked_fill(_entries(gone, groups[which]), 0)
+        mask = taken.kwargs["attention_mask"].masked_fill(entries(gone, groups[which]), 0)
         return replace(taken, kwargs={**taken.kwargs, "attention_mask": mask})
 
     return without
@@ -84,7 +106,7 @@ def _filled(batch: Batch, groups: Tensor, baseline: str | int | None) -> tuple[s
         groups = groups.view(*groups.shape, *[1] * (source.ndim - groups.ndim))  # (B, T, 1)
 
     def without(which: Tensor, gone: Tensor) -> Batch:
-        changed = torch.where(_entries(gone, groups[which]), filler[which], source[which])
+        changed = torch.where(entries(gone, groups[which]), filler[which], source[which])
         return rows.put(batch.take(which), changed)
 
     return name, without
@@ -100,7 +122,7 @@ def _level(source: Tensor, baseline: str | int | None) -> tuple[Tensor, str]:
     raise ValueError(f"no baseline {baseline!r} for plain tensors; there are mean, zero")
 
 
-def _entries(gone: Tensor, groups: Tensor) -> Tensor:
+def entries(gone: Tensor, groups: Tensor) -> Tensor:
     """Which entries of a map are gone, when these units are: (R, U) and (R, ...) to (R, ...)."""
     never = gone.new_zeros(len(gone), 1)
     flat = torch.cat([never, gone], 1).gather(1, groups.flatten(1) + 1)  # number -1 is never gone
