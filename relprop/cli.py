@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import textwrap
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,13 +37,32 @@ class _Verbs(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                return super().invoke(ctx)
         except (RelpropError, ValueError, TypeError, OSError, ImportError, _UsageError) as error:
             if ctx.params["debug"] and not isinstance(error, _UsageError):
                 raise
-            message = error.format_message() if isinstance(error, _UsageError) else str(error)
-            typer.echo(f"relprop: error: {' '.join(message.split()) or type(error).__name__}", err=True)
+            typer.echo(f"relprop: error: {_line(_message(error))}", err=True)
             raise typer.Exit(BAD_INPUT) from error
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, _UsageError):
+        return error.format_message()
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"  # without the number
+    return str(error) or type(error).__name__
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    """A warning as one line; where in the code it arose is nothing for this reader."""
+    if issubclass(category, UserWarning):
+        typer.echo(f"relprop: warning: {_line(str(message))}", err=True)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 app = typer.Typer(cls=_Verbs, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -111,6 +131,7 @@ def explain(
     as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None,
 ) -> None:  # fmt: skip
     """Map an output onto words or pixels, with its ledger."""
+    _saved_later(output)
     result = _explained(input, model, target, method, device, dtype, batch_size)
     if output is not None:
         result.save(output)
@@ -124,6 +145,7 @@ def check(
     steps: Steps = 10, randoms: Randoms = 20, seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Ablate what a map calls relevant; better than chance?"""
+    _saved_later(output)
     result = _explained(input, model, target, method, device, dtype, batch_size)
     curve = result.check(
         steps=steps, randoms=randoms, seed=seed, batch_size=batch_size or 32, show_progress=_watched()
@@ -139,6 +161,7 @@ def compare(
     as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None,
 ) -> None:  # fmt: skip
     """Explain by several methods; rank them by ablation."""
+    _saved_later(output)
     subject, inputs = _loaded(input, model, device, dtype)
     inputs, targets = _rows(inputs, target, subject)
     from .explain import compare as run
@@ -209,10 +232,23 @@ def _explained(
     return run(subject, inputs, targets, method=method, batch_size=batch_size, show_progress=_watched())
 
 
+def _saved_later(output: Path | None) -> None:
+    """Raises what saving to `output` would, before anything has been computed for it."""
+    if output is not None:
+        from .view.save import checked
+
+        checked(output)
+
+
 def _loaded(input: str, model: str | None, device: str | None, dtype: str | None) -> tuple[Subject, list[Any]]:
     """The subject and its inputs; the inputs are read first, since a slip there is found sooner."""
     inputs, kind = read(input)
-    return _subject(model or BUNDLED[kind], device, dtype), inputs
+    subject = _subject(BUNDLED[kind] if model is None else model, device, dtype)
+    if subject.modality != kind:
+        takes = f"{subject.modality}s" if subject.modality in BUNDLED else "neither images nor texts"
+        given = "an image" if kind == "image" else "a text"
+        raise ValueError(f"{subject.name} takes {takes}, and the input is {given}")
+    return subject, inputs
 
 
 def _subject(model: str, device: str | None = None, dtype: str | None = None) -> Subject:
@@ -221,7 +257,7 @@ def _subject(model: str, device: str | None = None, dtype: str | None = None) ->
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported
     from .load import load
 
-    return load(model, device=_usable(device), dtype=dtype)
+    return load(model, device=device, dtype=dtype)
 
 
 def read(input: str) -> tuple[list[Any], str]:
@@ -253,6 +289,10 @@ def _file(path: Path) -> tuple[list[Any], str]:
             return [image], "image"
     except UnidentifiedImageError:
         pass
+    except PermissionError:
+        raise
+    except Exception as cause:  # what Pillow's decoders raise: OSError, SyntaxError, EOFError ...
+        raise ValueError(f"{path} is an image that cannot be read ({type(cause).__name__}: {cause})") from cause
     try:
         return _texts(path.read_text(encoding="utf-8"), str(path)), "text"
     except UnicodeDecodeError as cause:
@@ -280,17 +320,6 @@ def _target(text: str, subject: Subject) -> str | int:
     """A label or token as it is; a number that is no label is a class index."""
     is_label = text in (subject.labels or ())
     return int(text) if text.lstrip("-").isdecimal() and not is_label else text
-
-
-def _usable(device: str | None) -> str | None:
-    """The device, if torch can put something on it; what torch raises otherwise depends on its build."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as cause:
-        raise ValueError(f"device {device!r} cannot be used here: {str(cause).splitlines()[0]}") from cause
-    return device
 
 
 def _report(result: Explanation) -> str:

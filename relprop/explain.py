@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from functools import partial
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from .address import Address
 from .anatomy import Anatomy, anatomy
 from .check import ablation
 from .composite import Composite
+from .errors import RelpropError
 from .load import load
 from .relevance import Propagation, propagate
 from .result import Curve, Ledger, Relevance, read
@@ -163,7 +166,7 @@ METHODS: dict[str, Method] = {}
 
 def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: object = None, *,
             method: str | Composite = "attnlrp", spread_bias: bool = False, ledger: bool = True, layers: bool = False,
-            at: Sequence[str] = (), unruled: str = "error", options: dict[str, Any] | None = None,
+            at: str | Sequence[str] = (), unruled: str = "error", options: dict[str, Any] | None = None,
             batch_size: int | None = None, show_progress: bool = False) -> Explanation:
     """A map of what made the model say what it said, with the books that show where every unit went.
 
@@ -175,7 +178,7 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
         method: a name of `METHODS`, or a `Composite` of your own.
         spread_bias: redistribute what biases and other constants took, so that the map itself sums to the value.
         ledger: keep the books; they cost about a tenth. layers: and the relevance that crosses each layer's output.
-        at: addresses whose relevance is kept with the result, "L3.attn.H*".
+        at: addresses whose relevance is kept with the result, "L3.attn.H*"; one, or a list of them.
         unruled: "error", or "gradient" to let an op without a rule pass with its plain gradient, booked by name.
         options: of a method that is no composite, by name, such as {"n_steps": 64} or {"head_fusion": "max"}.
         batch_size: rows explained at once; None: all.
@@ -183,13 +186,15 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
     Raises: ValueError or TypeError for inputs, targets, methods or addresses that cannot be; UnruledOp, LedgerError and
         IndependentOutput as of `relprop.relevance.propagate`.
     """
-    run = _method(method, spread_bias=spread_bias, ledger=ledger, layers=layers, at=tuple(at), unruled=unruled,
-                  options=options or {})
+    at = (at,) if isinstance(at, str) else tuple(at)
+    for address in at:
+        Address.parse(address)  # a slip in it is found before anything is run
+    _check_size(batch_size)
+    run = _method(method, spread_bias=spread_bias, ledger=ledger, layers=layers, at=at, unruled=unruled,
+                  options=options or {}, show_progress=show_progress)
     subject = _subject(subject)
     batch = subject.prepare(inputs)
     targets = subject.targets(target, batch.rows)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     size = batch.rows if batch_size is None else batch_size
     starts = range(0, batch.rows, size)
     if show_progress and len(starts) > 1:
@@ -200,7 +205,7 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
     for start in starts:
         which = torch.arange(start, min(start + size, batch.rows))
         part = batch if size >= batch.rows else batch.take(which)
-        parts.append(run(subject, part, targets.take(which.tolist())))
+        parts.append(_checked(run, subject, part, targets.take(which.tolist())))
     return _joined(parts, _Live(subject, batch, targets, _composite_of(method), unruled))
 
 
@@ -215,6 +220,7 @@ def compare(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
     """
     if not methods or isinstance(methods, str):
         raise ValueError(f"methods is a list of names, got {methods!r}; the methods are {', '.join(METHODS)}")
+    _check_size(batch_size)
     for method in methods:
         _method(method)
     subject = _subject(subject)
@@ -241,27 +247,64 @@ def open(path: str | PathLike) -> Explanation | list[Explanation]:
     return found[0] if len(found) == 1 else found
 
 
+def _checked(run: Method, subject: Subject, batch: Batch, targets: Targets) -> Relevance:
+    """What `run` finds. Where weights are not finite, whatever came of it, the error says so."""
+    try:
+        found = run(subject, batch, targets)
+    except (RelpropError, ValueError):
+        subject.check_weights()
+        raise
+    if not isinstance(found, Explanation) or not found.value.isfinite().all():  # no gradient has met every weight
+        subject.check_weights()
+    if not found.value.isfinite().all():
+        raise ValueError(f"the explained value is {found.value.tolist()}, though inputs and weights are finite; try a "
+                         "wider dtype")
+    return found
+
+
 def _subject(what: str | Subject | nn.Module | tuple) -> Subject:
     return what if isinstance(what, Subject) else load(what)
+
+
+def _check_size(batch_size: int | None) -> None:
+    if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
+        raise ValueError(f"batch_size must be at least 1 and whole, or None for all rows, got {batch_size!r}")
 
 
 def _name(method: str | Composite) -> str:
     return method.name if isinstance(method, Composite) else str(method)
 
 
-def _method(method: str | Composite, *, options: dict[str, Any] | None = None, **of_composite: Any) -> Method:
+def _method(method: str | Composite, *, options: dict[str, Any] | None = None, show_progress: bool = False,
+            **of_composite: Any) -> Method:
     """The function that makes the map, its options bound."""
-    if isinstance(method, Composite):
-        return partial(_by_composite, method, **of_composite)
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}")
-    if method in _COMPOSITES:
+    if not isinstance(method, (str, Composite)):
+        raise TypeError(f"a method is a name or a Composite, not {type(method).__name__}; the names are "
+                        f"{', '.join(METHODS)}")
+    if isinstance(method, str) and method not in METHODS:
+        close = get_close_matches(method.lower(), METHODS, n=1)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}{meant}")
+    if isinstance(method, Composite) or method in _COMPOSITES:
+        if options:
+            raise ValueError(f"{_name(method)} is a composite and has no option {', '.join(options)}; change its rules "
+                             "with Composite.but")
         return partial(_by_composite, composite.get(method), **of_composite)
     asked = [name for name in ("spread_bias", "layers", "at") if of_composite.get(name)]
     if asked:
         raise ValueError(f"{method} has no {', '.join(asked)}: it does not pass through the layers; "
                          f"the methods that do are {', '.join(_COMPOSITES)}")
-    return partial(METHODS[method], **(options or {}))
+    return partial(METHODS[method], **_options(method, options or {}, show_progress))
+
+
+def _options(method: str, options: dict[str, Any], show_progress: bool) -> dict[str, Any]:
+    """Options of a method that is no composite. Raises: ValueError for an unknown one, with those that it has."""
+    parameters = signature(METHODS[method]).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(f"{method} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
+    return {"show_progress": show_progress, **options} if "show_progress" in known else options
 
 
 _COMPOSITES = tuple(name for name in composite.NAMES if name != "gradient")  # the plain gradient is a baseline

@@ -301,10 +301,14 @@ def _task(task: str | None) -> str | None:
 
 
 def _device(device: str | torch.device | None) -> torch.device:
+    """The device, if torch can put something on it; what torch raises otherwise depends on its build."""
     try:
-        return torch.device("cpu" if device is None else device)
-    except RuntimeError as cause:
-        raise ValueError(f"no device {device!r}; give cpu, cuda, cuda:0 or mps") from cause
+        return torch.empty(0, device="cpu" if device is None else device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as cause:
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+        if reason.startswith(("Expected one of", "Invalid device")):
+            raise ValueError(f"no device {str(device)!r}; give cpu, cuda, cuda:0 or mps") from cause
+        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from cause
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -138,17 +138,18 @@ def picture(value: object) -> Image:
 
     Raises: ValueError for a file that is no picture, or an array or mode whose channels or range are not clear.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     if isinstance(value, (str, Path)):
         if not Path(value).is_file():
             raise ValueError(f"no picture at {str(value)!r}; "
                              "an image model takes a path, a PIL image, an array or a tensor")
+        path = str(value)
         try:
-            value = Image.open(value)
+            value = Image.open(path)
             value.load()
-        except (UnidentifiedImageError, OSError) as cause:
-            raise ValueError(f"{str(value)!r} is no picture that Pillow reads ({type(cause).__name__})") from cause
+        except Exception as cause:  # Pillow raises what its decoders do: OSError, SyntaxError, EOFError ...
+            raise ValueError(f"{path!r} is no picture that Pillow reads ({type(cause).__name__}: {cause})") from cause
     if isinstance(value, Image.Image):
         if value.mode not in PLAIN_MODES:
             raise ValueError(f"a picture of mode {value.mode!r} has more than 8 bits; which values are black and white "

@@ -89,6 +89,8 @@ class Vocabulary:
         Raises: ValueError for an unknown label, token or index, or a list of another length; TypeError for no target.
         """
         if hasattr(spec, "tolist"):  # of torch or numpy
+            if spec.ndim > 1:
+                raise ValueError(f"targets of shape {tuple(spec.shape)}; give one index a row, ({rows},)")
             spec = spec.tolist()
         if not isinstance(spec, (list, tuple)):
             return Targets((self.target(spec),) * rows, self)

@@ -193,7 +193,7 @@ def encode(tokenizer: object, texts: Sequence[str | tuple[str, str]], *, pad_id:
     Returns: tensors (B, T) by name, `attention_mask` among them, and the units.
     Raises: ValueError for a text that has no token.
     """
-    options = {"return_special_tokens_mask": True, "return_attention_mask": True}
+    options = {"return_special_tokens_mask": True, "return_attention_mask": True, "verbose": False}
     options |= {"return_offsets_mapping": tokenizer.is_fast}
     if limit is not None:
         options |= {"truncation": True, "max_length": limit}

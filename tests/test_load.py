@@ -454,7 +454,7 @@ def test_long_text_is_cut_aloud(tokenizer):
         ),
         ({"inputs_embeds": torch.ones(1, 2, 16)}, ValueError, "give input_ids"),
         ({"pixels": torch.ones(1, 2)}, ValueError, "takes no argument pixels; it takes input_ids"),
-        ({}, ValueError, "takes no argument"),
+        ({}, ValueError, "was given an empty mapping; it takes input_ids"),
     ],
 )
 def test_bad_text(tokenizer, inputs, error, message):

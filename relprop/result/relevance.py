@@ -79,6 +79,7 @@ class Relevance:
         text = self._text("words")
         if row is None:
             return [self.words(each) for each in range(self.rows)]
+        row = self._index(row)
         sums = torch.zeros(len(text.words[row]), dtype=torch.float64)
         inside = torch.tensor([index is not None for index in text.word_ids[row]], dtype=torch.bool)
         index = torch.tensor([index for index in text.word_ids[row] if index is not None], dtype=torch.long)
@@ -94,6 +95,7 @@ class Relevance:
         text = self._text("specials")
         if row is None:
             return [self.specials(each) for each in range(self.rows)]
+        row = self._index(row)
         tokens = zip(text.tokens[row], text.word_ids[row], self.map[row].tolist(), strict=True)
         return [(token, relevance) for token, index, relevance in tokens if index is None]
 
@@ -125,6 +127,7 @@ class Relevance:
         """
         if row is None:
             return [self.top(k, each) for each in range(self.rows)]
+        row = self._index(row)
         if isinstance(self.units, TextUnits):
             return sorted(self.words(row), key=lambda pair: -pair[1])[:k]
         cut = isinstance(self.units, ImageUnits) and self.units.patch is not None
@@ -135,7 +138,7 @@ class Relevance:
 
     def row(self, row: int) -> Relevance:
         """The result of one row; forwards and backwards stay those of the whole run."""
-        row = range(self.rows)[row]
+        row = self._index(row)
         cut = lambda tensors: {name: tensor[row : row + 1] for name, tensor in tensors.items()}
         tensors = cut({"map": self.map, "value": self.value})
         books, check = (part and part.row(row) for part in (self.ledger, self.curve))
@@ -239,6 +242,11 @@ class Relevance:
         Raises: ValueError for what is not such a result, or is of an unknown version.
         """
         return Relevance.from_dict(archive.load(path))
+
+    def _index(self, row: int) -> int:
+        if not -self.rows <= row < self.rows:
+            raise IndexError(f"no row {row}; there are {self.rows}")
+        return row % self.rows
 
     def _text(self, what: str) -> TextUnits:
         if not isinstance(self.units, TextUnits):

@@ -32,10 +32,8 @@ def save(
     Returns: the path.
     Raises: ValueError for an unknown suffix; FileNotFoundError if the folder does not exist.
     """
-    path = Path(path)
+    path = checked(path)
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"cannot save as {path.name!r}: the suffix must be one of {', '.join(SUFFIXES)}")
     several = not isinstance(relevance, Relevance)
     results = list(relevance) if several else [relevance if check is None else _with(relevance, check)]
     if suffix in _DATA:
@@ -45,6 +43,19 @@ def save(
     else:
         drawn = grid(results, row) if several else figure(results[0], row)
         drawn.savefig(path, format=suffix[1:])
+    return path
+
+
+def checked(path: str | PathLike) -> Path:
+    """The path, if a result can be saved there.
+
+    Raises: ValueError for an unknown suffix; FileNotFoundError if the folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"cannot save as {path.name!r}: the suffix must be one of {', '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot save {path.name}: there is no folder {path.parent}")
     return path
 
 
