@@ -23,9 +23,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .composite import Composite
 from .errors import UnruledOp
-from .ops import Call, Journal, Op, activation, add, attention, linear, lookup, matmul, mul, norm, softmax
+from .ops import Call, Journal, Op, activation, add, attention, linear, lookup, matmul, move, mul, norm, softmax
 from .ops.call import dependent, plain
-from .ops.journal import ACTIVATION, CONSTANT, Rows
+from .ops.journal import ACTIVATION, CONSTANT, Rows, preserve
 
 _DEFAULTS: dict[str, Any] = {
     "linear": linear.zero, "conv": linear.zero, "norm": norm.gradient, "softmax": softmax.taylor,
@@ -113,6 +113,8 @@ class Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         if not torch.is_grad_enabled():  # the model's own no_grad blocks, and the backward pass
             return func(*args, **kwargs)
+        if self.journal is not None and _writes(func) and args and isinstance(args[0], Tensor):
+            preserve(args[0])
         if func is F.embedding or func is torch.embedding:
             return self._embedding(func, *args, **kwargs)
         if not _reached(args, kwargs):
@@ -187,10 +189,12 @@ class Interception(TorchFunctionMode):
         """An op that writes into its first argument: as it is where the gradient is the rule, else in two steps."""
         target, rest = args[0], args[1:]
         call, rounds = self._call(op.kind, func, args), self._loses_precision(args, kwargs)
-        if call.rule is add.zero and not rounds and (dependent(target) or not any(dependent(a) for a in rest)):
+        moving = [dependent(a) for a in (target, *rest)]
+        as_it_is = moving[0] and (all(moving) or self.journal is None or target._base is None)
+        if call.rule is add.zero and not rounds and as_it_is:
             return op.run(call, *args, **kwargs)
         copy = self._rounded(call, _cloned, (target,), {}) if rounds and dependent(target) else target.clone()
-        return target.copy_(self._run(Op(op.kind, op.run), op.inplace, (copy, *rest), kwargs))
+        return move.overwrite(call, target, self._run(Op(op.kind, op.run), op.inplace, (copy, *rest), kwargs))
 
     def _unlisted(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A function without a row: opened if it is written in Python, else passed if it does not compute."""
@@ -336,10 +340,13 @@ class Interception(TorchFunctionMode):
                 tensor.register_hook(lambda g, kept=kept: _keep(kept, g))
 
 
+_WRITERS = {"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "pow", "matmul"))}
+
+
 def _writes(func: Any) -> bool:
-    """Whether a function writes into its first argument: `fill_`, `__setitem__`."""
+    """Whether a function writes into its first argument: `fill_`, `__iadd__`, `__setitem__`."""
     name = getattr(func, "__name__", "")
-    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    return name in _WRITERS if name.endswith("__") else name.endswith("_")
 
 
 def _mark(args: Any, output: Any) -> None:
@@ -452,7 +459,9 @@ def _try_elementwise(module: nn.Module) -> float | None:
             y_moved, at_zero = module.forward(moved.clone()), module.forward(torch.zeros(1))
     except Exception:  # a module that wants anything but one tensor is not an activation
         return None
-    if calls.kinds == ["activation"] or not isinstance(y, Tensor) or y.shape != x.shape or torch.equal(y, x) or not y.isfinite().all():
+    if calls.kinds == ["activation"] or not isinstance(y, Tensor) or y.shape != x.shape:
+        return None
+    if torch.equal(y, x) or not y.isfinite().all():
         return None
     others = torch.arange(8) != 3
     same = torch.equal(y[others], y_moved[others]) and not torch.equal(y[3], y_moved[3])
@@ -589,8 +598,8 @@ def intercepted(model: nn.Module, composite: Composite, **options: Any) -> Itera
 
 
 def _known(module: nn.Module) -> bool:
-    """Whether a module is one call of torch, or none: then only a tap or an exception by place needs to see it, and most
-    of a model's modules are such.
+    """Whether a module is one call of torch, or none: then only a tap or an exception by place needs to see it, and
+    most of a model's modules are such.
     """
     return type(module).__module__.startswith("torch.nn.modules.") and not module._modules
 

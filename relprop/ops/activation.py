@@ -111,9 +111,14 @@ def apply(call: Call, x: Tensor, run: Callable[[Tensor], Tensor], *, offset: flo
 
 def elementwise(call: Call, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`F.gelu`, `F.silu`, `torch.tanh`, `torch.pow` ... in or out of place."""
-    if any(dependent(value) for value in (*args, *kwargs.values())):  # pow(x, y), clamp(x, max=y): not elementwise
-        inputs = [input, *[value for value in args if dependent(value)]]
-        return call.booked(ACTIVATION, inputs, lambda x, *rest: call.func(x, *rest, *args[len(rest):], **kwargs))
+    values = [input, *args, *kwargs.values()]
+    if not dependent(input) or any(dependent(value) for value in values[1:]):  # pow(x, y), clamp(x, max=y)
+        def run(*moving: Tensor) -> Tensor:
+            source = iter(moving)
+            first, *rest = [next(source) if dependent(value) else value for value in values]
+            return call.func(first, *rest[:len(args)], **dict(zip(kwargs, rest[len(args):], strict=True)))
+
+        return call.booked(ACTIVATION, [value for value in values if dependent(value)], run)
     kwargs.pop("inplace", None) if kwargs.get("inplace") else None
     return apply(call, input, lambda x: call.func(x, *args, **kwargs))
 

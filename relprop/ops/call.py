@@ -78,13 +78,16 @@ class Unary(Function):
                 name: str) -> Tensor:
         y = run(x)
         y = y.clone() if y is x or y._is_view() else y  # a view made in here could not be updated in place
-        ctx.save_for_backward(x, y)
+        ctx.save_for_backward(x)
+        # the model may write into y, which no backward pass of its own may need: then it is computed again
+        ctx.y, ctx.version, ctx.run = y.detach(), y._version, run
         ctx.rule, ctx.journal, ctx.name = rule, journal, name
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
-        x, y = ctx.saved_tensors
+        x, = ctx.saved_tensors
+        y, ctx.y = ctx.y if ctx.y._version == ctx.version else ctx.run(x), None
         g_x = ctx.rule(x, y, g)
         if ctx.journal is not None:
             ctx.journal.book(ctx.name, ctx.journal.dot(g, y) - ctx.journal.dot(g_x, x))

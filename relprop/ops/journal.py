@@ -5,14 +5,29 @@ whose rule does not conserve books what came in less what went out.
 """
 
 from collections.abc import Callable
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 BIAS, SOFTMAX, STABILIZER, CONSTANT = "biases", "softmax", "stabilizer", "other constants"
 ACTIVATION, NORM, PRODUCT = "activations", "norms", "products"
-_READERS = "_relprop_readers"
+_READERS, _KEPT = "_relprop_readers", "_relprop_kept"
 _ROUNDED = 1e-4  # more than this of what is added up is not lost to rounding
+
+
+class Kept:
+    """The value that a tensor has now, for the way back. Its memory is the tensor's until that is written to."""
+
+    def __init__(self, t: Tensor) -> None:
+        self.value = t.detach()
+        t.untyped_storage().__dict__.setdefault(_KEPT, WeakSet()).add(self)
+
+
+def preserve(t: Tensor) -> None:
+    """To be called before a tensor is written to: what is kept of it is copied first."""
+    for kept in t.untyped_storage().__dict__.pop(_KEPT, ()):
+        kept.value = kept.value.clone()
 
 
 class Rows:
@@ -65,18 +80,18 @@ class Journal:
         """Book what a constant that was added takes: constant x relevance per unit of `output`."""
         if not isinstance(constant, Tensor):
             constant = torch.tensor(float(constant), dtype=output.dtype, device=output.device)
-        constant = constant.detach()
-        output.register_hook(lambda g: self.book(name, self.dot(g, constant)))
+        kept = Kept(constant)
+        output.register_hook(lambda g: self.book(name, self.dot(g, kept.value)))
 
     def difference(self, name: str, output: Tensor, inputs: list[Tensor]) -> None:
         """Book what came in at `output` less what went out at `inputs`, which must feed this op alone (aliases)."""
-        held = output.detach()
-        output.register_hook(lambda g: self.book(name, self.dot(g, held)))
+        kept = Kept(output)
+        output.register_hook(lambda g: self.book(name, self.dot(g, kept.value)))
         for x in inputs:
-            x.register_hook(self._outgoing(name, x.detach()))
+            x.register_hook(self._outgoing(name, Kept(x)))
 
-    def _outgoing(self, name: str, x: Tensor) -> Callable[[Tensor], None]:
-        return lambda g: self.book(name, -self.dot(g, x))
+    def _outgoing(self, name: str, x: Kept) -> Callable[[Tensor], None]:
+        return lambda g: self.book(name, -self.dot(g, x.value))
 
     def within(self, name: str) -> "Journal":
         """A journal whose entries go to this one, out of what `name` took: names for the parts of a difference."""
@@ -87,13 +102,13 @@ class Journal:
 
         Each reader is given an `alias` of its own. A reader that was not is no rounding, and nothing is booked.
         """
-        held = x.detach()
+        held = Kept(x)
         version, parts = getattr(x, _READERS, (None, []))
         if version != x._version:  # a tensor written to has new readers
             parts: list[Tensor] = []
             setattr(x, _READERS, (x._version, parts))
-            x.register_hook(lambda g: self._settle(name, parts, self.dot(g, held)))
-        alias.register_hook(lambda g: parts.append(self.dot(g, held)))
+            x.register_hook(lambda g: self._settle(name, parts, self.dot(g, held.value)))
+        alias.register_hook(lambda g: parts.append(self.dot(g, held.value)))
 
     def _settle(self, name: str, parts: list[Tensor], total: Tensor) -> None:
         lost, size = sum(parts) - total, sum(part.abs() for part in parts)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .call import Call, dependent
+from .journal import preserve
 
 
 def joined(call: Call, tensors: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -52,12 +53,31 @@ def padded(call: Call, *args: Any, **kwargs: Any) -> Tensor:
 def written(call: Call, target: Tensor, *args: Any, **kwargs: Any) -> Any:
     """`x[i] = v`, `masked_fill_`, `copy_` ...: constants that are written, or left standing, absorb."""
     constant = None if call.journal is None else _at_zero(call, (target, *args), kwargs)
-    if constant is None:
+    if constant is None and (call.journal is None or target._base is None or dependent(target)):
         return call.func(target, *args, **kwargs)
-    y = target.clone()  # if the target is a view, what reads the whole of it would pass the ledger by
+    y = target.clone()
     call.func(y, *args, **kwargs)
-    call.constant(constant, y)
-    return target.copy_(y)
+    if constant is not None:
+        call.constant(constant, y)
+    return overwrite(call, target, y)
+
+
+def overwrite(call: Call, target: Tensor, y: Tensor) -> Tensor:
+    """`target.copy_(y)`. Where the target is a view of a constant, what stands around it in there absorbs.
+
+    What is booked of y must be booked before: whoever reads the whole that a view belongs to passes the view by.
+    """
+    whole = target._base
+    standing = None
+    if call.journal is not None and whole is not None and not dependent(whole):
+        standing = torch.empty_strided(whole.shape, whole.stride(), dtype=whole.dtype, device=whole.device).copy_(whole)
+        offset = target.storage_offset() - whole.storage_offset()
+        standing.as_strided(target.shape, target.stride(), offset).zero_()
+    preserve(target)  # of which the steps that led to y may have kept something
+    target.copy_(y)
+    if standing is not None and bool(standing.any()):
+        call.constant(standing, whole, call.origin(whole))
+    return target
 
 
 def _at_zero(call: Call, args: Any, kwargs: Any) -> Tensor | None:

@@ -171,4 +171,6 @@ def scale(call: Call, *args: Any, **kwargs: Any) -> Any:
 def var_mean(call: Call, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """`torch.var_mean`, `torch.std_mean`: the spread is held, the mean is linear."""
     spread, mean = call.func(*args, **kwargs)
-    return (spread if call.rule is gradient else spread.detach()), mean
+    if call.rule is gradient:
+        return call.booked(NORM, [args[0]], lambda x: call.func(x, *args[1:], **kwargs)[0]), mean
+    return spread.detach(), mean
