@@ -94,6 +94,10 @@ def padded(**changes) -> torch.nn.Module:
     return Called(encoder(**changes), lambda inner, x: inner(x, src_key_padding_mask=PADDING)[:, 0])
 
 
+def tokens_first(inner: torch.nn.Module) -> torch.nn.Module:
+    return Called(inner, lambda inner, x: inner(x.transpose(0, 1)).transpose(0, 1))
+
+
 def decoder(**changes) -> torch.nn.Module:
     """One whose memory depends on the input as well."""
     layer = torch.nn.TransformerDecoderLayer(D, H, 12, batch_first=True, **changes)
@@ -131,6 +135,7 @@ MODELS = {
     "encoder-module": (lambda: encoder(activation=torch.nn.Mish(), batch_first=False, bias=False), tokens),
     "encoder-padded": (padded, tokens),
     "encoder-padded-norm-first": (lambda: padded(norm_first=True), tokens),
+    "encoder-tokens-first": (lambda: tokens_first(encoder(batch_first=False)), tokens),
     "decoder": (decoder, tokens),
     "decoder-norm-first": (lambda: decoder(norm_first=True), tokens),
     "bert": (lambda: on_embeddings(tiny.bert()), lambda: tokens(width=16)),
@@ -819,6 +824,15 @@ def test_what_a_forward_computes_between_its_parts_follows_the_composite(rules):
     assert not replacement.unseen and {"0", "0.qkv", "1", "1.act"} <= set(replacement.replaced)
     torch.testing.assert_close(output, plain, rtol=1e-12, atol=1e-12)
     assert_same_map(found, expected)
+
+
+def test_rows_that_cannot_be_told_apart_are_said():
+    model, x = settle(tokens_first(encoder(batch_first=False))), tokens(2, 4)  # (4, 2, 8) inside: rows may be folded
+    with nn.replace(model, "deep-taylor"), pytest.warns(UserWarning, match=r"\(4, 2, 8\) holds the 2 rows .* is open"):
+        by_backward(model, x)
+    with nn.replace(model, "deep-taylor"):
+        alone = torch.cat([by_backward(model, row)[1] for row in x.split(1)])
+    assert_same_map(alone, by_interception(model, x, "deep-taylor"))
 
 
 def test_a_part_in_train_mode_is_plain():

@@ -11,9 +11,11 @@ rule of the module that makes it.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import cache, wraps
 from typing import Any
 
@@ -24,6 +26,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from ..composite import Composite, get
 from ..ops import Call, activation, mul
+from ..ops.journal import Rows
 from ..trace import Interception, activation_offset
 
 _STANDS_FOR: dict[type[Module], type[Ruled]] = {}
@@ -55,6 +58,9 @@ class _Rules(Interception):
             kwargs = {name: self._entering(value, known) for name, value in (kwargs or {}).items()}
         return super().__torch_function__(func, types, args, kwargs)
 
+    def _call(self, kind: str, func: Any, args: Any) -> Call:
+        return replace(super()._call(kind, func, args), rows=_BATCH.get())
+
     def _entering(self, value: Any, known: dict[int, Tensor]) -> Any:
         """`value` with parameters detached, and the explained input known as such where it has a rule of its own."""
         if type(value) in (list, tuple):
@@ -74,6 +80,37 @@ class _Rules(Interception):
 
 _INNERMOST: ContextVar[_Rules | None] = ContextVar("_INNERMOST", default=None)
 """The rules of the drop-in that is at work now, of those that are inside each other."""
+
+
+_BATCH: ContextVar[Rows | None] = ContextVar("_BATCH", default=None)
+"""The rows of the batch, as the outermost drop-in at work was given them."""
+
+
+class _Batch(Rows):
+    """The rows of a batch, and a warning where a tensor does not show them."""
+
+    def dim(self, t: Tensor, *, sure: bool = False) -> int | None:
+        found = super().dim(t, sure=sure)
+        if found is None:  # relprop.explain would run the rows alone, which a drop-in cannot
+            warnings.warn(f"which dimension of a tensor of shape {tuple(t.shape)} holds the {self.count} rows of the "
+                          "batch is open, so that its sum is not shared by row; explain one row at a time, or use "
+                          "relprop.explain", stacklevel=2)
+        return found
+
+
+@contextmanager
+def _batched(args: tuple[Any, ...]) -> Iterator[None]:
+    """A `with` block in which the rows are those of the first tensor that is explained, unless they are known."""
+    tensors = [value for value in args if isinstance(value, Tensor) and value.dim()]
+    first = next((t for t in tensors if t.requires_grad), tensors[0] if tensors else None)
+    if _BATCH.get() is not None or first is None or not len(first):
+        yield
+        return
+    outer = _BATCH.set(_Batch(len(first)))
+    try:
+        yield
+    finally:
+        _BATCH.reset(outer)
 
 
 @contextmanager
@@ -168,7 +205,7 @@ class Ruled(Module):
             with _at_work(None):
                 return function(*args, **kwargs)
         rules = self._ruling.rules(self)
-        with _at_work(rules), rules:
+        with _batched((*args, *kwargs.values())), _at_work(rules), rules:
             return function(*args, **kwargs)
 
 
