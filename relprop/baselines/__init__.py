@@ -9,10 +9,11 @@ from ..result import Relevance
 from .chance import random
 from .gradient import gradient, input_x_gradient, smoothgrad
 from .path import deeplift, gradient_shap, integrated_gradients, layer_integrated_gradients
+from .perturbation import feature_ablation, kernel_shap, lime, occlusion
 
 __all__ = [
-    "METHODS", "deeplift", "gradient", "gradient_shap", "input_x_gradient", "integrated_gradients",
-    "layer_integrated_gradients", "random", "smoothgrad",
+    "METHODS", "deeplift", "feature_ablation", "gradient", "gradient_shap", "input_x_gradient", "integrated_gradients",
+    "kernel_shap", "layer_integrated_gradients", "lime", "occlusion", "random", "smoothgrad",
 ]  # fmt: skip
 
 METHODS: dict[str, Callable[..., Relevance]] = {
@@ -23,5 +24,9 @@ METHODS: dict[str, Callable[..., Relevance]] = {
     "smoothgrad": smoothgrad,
     "gradient-shap": gradient_shap,
     "deeplift": deeplift,
+    "occlusion": occlusion,
+    "feature-ablation": feature_ablation,
+    "kernel-shap": kernel_shap,
+    "lime": lime,
     "random": random,
 }
