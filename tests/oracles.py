@@ -328,7 +328,7 @@ class Carrying:
         self.R = R
 
     def __call__(self, y: Tensor) -> Tensor:
-        return ((self.R / y.detach()).nan_to_num(0.0) * y).reshape(len(y), -1).sum(1)
+        return ((self.R / y.detach()).nan_to_num(0.0, 0.0, 0.0) * y).reshape(len(y), -1).sum(1)
 
     def row(self, row: int, rows: int) -> Carrying:
         return Carrying(self.R[row:row + 1])

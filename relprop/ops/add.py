@@ -81,6 +81,21 @@ def rsub(call: Call, input: Tensor, other: Any, *, alpha: float = 1) -> Tensor:
     return y
 
 
+def addcmul(call: Call, input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    """`torch.addcmul`: input + value tensor1 tensor2, as separate calls."""
+    return call.retrace(lambda: torch.add(input, torch.mul(tensor1, tensor2), alpha=value))
+
+
+def addcdiv(call: Call, input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    """`torch.addcdiv`: input + value tensor1 / tensor2, as separate calls."""
+    return call.retrace(lambda: torch.add(input, torch.div(tensor1, tensor2), alpha=value))
+
+
+def lerp(call: Call, input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
+    """`torch.lerp`: (1 - weight) input + weight end, as separate calls."""
+    return call.retrace(lambda: torch.add(torch.mul(input, 1 - weight), torch.mul(end, weight)))
+
+
 def _sum(call: Call, a: Any, b: Any, sign: float, run: Any) -> Tensor:
     """run(a, b) = a + sign b."""
     if dependent(a) and dependent(b):

@@ -72,6 +72,11 @@ def mul(call: Call, input: Any, other: Any) -> Tensor:
     return Binary.apply(a, b, torch.mul, rule, call.journal, PRODUCT)
 
 
+def outer(call: Call, input: Tensor, vec2: Tensor) -> Tensor:
+    """`torch.outer`: the product of all pairs."""
+    return call.retrace(lambda: torch.mul(input.unsqueeze(1), vec2))
+
+
 GATE = "_relprop_gate"
 """Name of the mark that the output of an activation carries through data movement, so that a gate is known as one."""
 

@@ -143,6 +143,16 @@ def group_norm(call: Call, input: Tensor, num_groups: int, weight: Tensor | None
     return y.reshape(input.shape)
 
 
+def instance_norm(call: Call, input: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
+                  running_var: Tensor | None, use_input_stats: bool, momentum: float, eps: float,
+                  cudnn_enabled: bool) -> Tensor:
+    """`torch.instance_norm`: a GroupNorm of one channel a group or, with running statistics, a BatchNorm."""
+    if use_input_stats:
+        return call.retrace(lambda: torch.group_norm(input, input.shape[1], weight, bias, eps, cudnn_enabled))
+    return call.retrace(lambda: torch.batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps,
+                                                 cudnn_enabled))
+
+
 def batch_norm(call: Call, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
                weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
                *options: Any, **more: Any) -> Tensor:
