@@ -43,6 +43,8 @@ class Propagation:
     relevance: dict[str, Tensor]
     tapped: dict[str, Tensor] = field(default_factory=dict)
     ledger: Ledger | None = None
+    flow: Tensor | None = None
+    """Magnitude of all relevance at both ends, positive and negative, (B,): what rounding is relative to."""
 
 
 def propagate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Value,
@@ -149,15 +151,14 @@ class _Run:
             with torch._C.DisableTorchFunction():
                 value = self._value(output)
                 leaves = {**leaves, **mode.leaves}
-                if journal is not None:
-                    self._book_target(journal, output, value)
+                flow = None if journal is None else self._book_target(journal, output, value)
             relevance = self._backward(leaves, value)
             if journal is not None:
                 self._book_zeros(journal, leaves, relevance, value)
-        self.precision = mode.least
+        self.precision = _coarser(mode.least, value.device.type)
         if not rows.exact:
             return None
-        return self._found(output, value, relevance, mode, journal)
+        return self._found(output, value, relevance, mode, journal, flow)
 
     def _leaves(self) -> tuple[dict[str, Tensor], tuple[Any, ...], dict[str, Any]]:
         """The floating inputs as leaves, and the arguments that carry them into the model."""
@@ -185,28 +186,34 @@ class _Run:
             raise ValueError(f"the explained value must be one number a row, shape ({self.rows},), got {got}")
         if not torch.isfinite(value).all():
             row = int((~torch.isfinite(value)).int().argmax())
-            raise ValueError(f"the explained value of row {row} is {float(value[row])}: "
+            raise ValueError(f"the explained value of row {row} is {value[row].item()}: "
                              f"{_suspect(self.model, self._inputs(), output)}")
         if not value.requires_grad:
             raise IndependentOutput(_independent([], self.rows))
         return value
 
-    def _book_target(self, journal: Journal, output: Any, value: Tensor) -> None:
-        """What a target that is not linear in the output (a probability, a product) keeps for itself."""
+    def _book_target(self, journal: Journal, output: Any, value: Tensor) -> Tensor:
+        """What a target that is not linear in the output (a probability, a product) keeps for itself.
+
+        Returns: magnitude of the relevance of the output, (B,).
+        """
         flat, rebuild = tree_flatten(output)
         places = [i for i, t in enumerate(flat) if dependent(t)]
         for i in places:
             flat[i] = flat[i].detach().requires_grad_()
         again = self.value(tree_unflatten(flat, rebuild))
+        size = value.detach().abs().to("cpu", torch.float64)
         if not dependent(again):
-            return  # the value reads the output in a way that cannot be repeated; nothing is known of it
+            return size  # the value reads the output in a way that cannot be repeated; nothing is known of it
         tensors = [flat[i] for i in places]
         grads = torch.autograd.grad(again.sum(), tensors, allow_unused=True)
-        amounts = [journal.dot(g, t.detach()).to("cpu", torch.float64)
-                   for t, g in zip(tensors, grads, strict=True) if g is not None]
-        rest = value.detach().to("cpu", torch.float64) - sum(amounts)
-        if bool((rest.abs() > tolerance(self.dtype) * 1e-3 * value.detach().abs().to("cpu")).any()):
+        parts = [(g, t.detach()) for t, g in zip(tensors, grads, strict=True) if g is not None]
+        flow = size + sum(journal.dot(g.abs(), t.abs()).to("cpu", torch.float64) for g, t in parts)
+        rest = value.detach().to("cpu", torch.float64) - sum(
+            journal.dot(g, t).to("cpu", torch.float64) for g, t in parts)
+        if bool((rest.abs() > tolerance(self.dtype) * 1e-3 * flow).any()):
             journal.book(TARGET, rest)
+        return flow
 
     def _book_zeros(self, journal: Journal, leaves: dict[str, Tensor], relevance: dict[str, Tensor],
                     value: Tensor) -> None:
@@ -238,16 +245,17 @@ class _Run:
         return {name: relevance_of(leaf.detach(), g) for name, (leaf, g) in reached.items()}
 
     def _found(self, output: Any, value: Tensor, relevance: dict[str, Tensor], mode: Interception,
-               journal: Journal | None) -> Propagation:
+               journal: Journal | None, flow: Tensor | None) -> Propagation:
         tapped = {name: t.value * t.per_unit for name, t in mode.tapped.items() if t.per_unit is not None}
         ledger = None
         if journal is not None:
             total = sum(self._total(journal, r) for r in relevance.values())
+            flow = flow + sum(self._total(journal, r.abs()) for r in relevance.values())
             crossing = {path: self._total(journal, tapped.pop(f"layer {path}"))
                         for path in self.layers if f"layer {path}" in tapped}
             absorbed = {name: t for name, t in sorted(journal.absorbed.items()) if bool((t != 0).any())}
             ledger = Ledger(value.detach().to("cpu", torch.float64), total, absorbed, crossing or None)
-        return Propagation(output, value.detach(), relevance, tapped, ledger)
+        return Propagation(output, value.detach(), relevance, tapped, ledger, flow)
 
     @staticmethod
     def _total(journal: Journal, relevance: Tensor) -> Tensor:
@@ -259,6 +267,13 @@ def _independent(idle: list[int], rows: int) -> str:
     some = f" of row {', '.join(map(str, idle[:5]))}" if 0 < len(idle) < rows else ""
     return (f"the explained value{some} does not depend on the input: its gradient is missing or zero throughout. Look "
             "for a target that the model never computes, a detached output, or weights that are all zero")
+
+
+def _coarser(dtype: torch.dtype, device: str) -> torch.dtype:
+    """The dtype, or that of the caller's autocast, in which linear maps are then computed."""
+    if not torch.is_autocast_enabled(device):
+        return dtype
+    return max(dtype, torch.get_autocast_dtype(device), key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _ordinary(value: Any) -> Any:
@@ -290,27 +305,33 @@ def _split_wrongly(found: Propagation, dtype: torch.dtype) -> bool:
     """Whether the books balance over the batch but not in every row: a model that keeps its tokens first may have as
     many of them as would hold the rows, folded.
     """
-    if found.ledger is None or not any(bool(off.any()) for _, off, _ in _gaps(found.ledger, dtype)):
+    if found.ledger is None or not any(bool(off.any()) for _, off, _ in _gaps(found, dtype)):
         return False
-    return bool(found.ledger.residual.sum().abs() <= tolerance(dtype) * _largest(found.ledger).sum())
+    return bool(found.ledger.residual.sum().abs() <= _allowed(found, dtype).sum())
 
 
-def _largest(ledger: Ledger) -> Tensor:
-    return torch.stack([entry.abs() for entry in (ledger.value, ledger.input, *ledger.absorbed.values())]).amax(0)
+def _allowed(found: Propagation, dtype: torch.dtype) -> Tensor:
+    """What may be missing in each row, (B,): the dtype's tolerance of the largest entry, or a hundred roundings of all
+    that was passed on, where that cancels (the difference of two logits may be nothing, made of much).
+    """
+    entries = (found.ledger.value, found.ledger.input, *found.ledger.absorbed.values())
+    largest = torch.stack([entry.abs() for entry in entries]).amax(0)
+    share = tolerance(dtype)
+    return torch.maximum(share * largest, min(100 * torch.finfo(dtype).eps, share) * found.flow)
 
 
-def _gaps(ledger: Ledger, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, str]]:
-    """What may not be: an amount (B,), the rows where it is over the tolerance of the largest entry, and what it is."""
-    largest = _largest(ledger)
-    rounding = ledger.absorbed.get(ROUNDING, torch.zeros_like(largest))
+def _gaps(found: Propagation, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, str]]:
+    """What may not be: an amount (B,), the rows where it is over what is allowed, and what it is."""
+    ledger, allowed = found.ledger, _allowed(found, dtype)
+    rounding = ledger.absorbed.get(ROUNDING, torch.zeros_like(allowed))
     for amount, what in ((ledger.residual, "is unaccounted for"), (rounding, f"is more than {dtype} rounds")):
-        yield amount, ~(amount.abs() <= tolerance(dtype) * largest), what  # NaN is a gap
+        yield amount, ~(amount.abs() <= allowed), what  # NaN is a gap
 
 
 def _close(found: Propagation, dtype: torch.dtype) -> None:
     """Raises LedgerError if the books do not balance, in any row, or if more is booked as rounding than can be."""
     ledger = found.ledger
-    for amount, off, what in _gaps(ledger, dtype):
+    for amount, off, what in _gaps(found, dtype):
         if bool(off.any()):
             row = int(off.nonzero()[0])
             raise LedgerError(
@@ -325,7 +346,8 @@ def _stacked(rows: list[Propagation]) -> Propagation:
     return Propagation([r.output for r in rows], torch.cat([r.value for r in rows]),
                        {name: torch.cat([r.relevance[name] for r in rows]) for name in rows[0].relevance},
                        {name: torch.cat([r.tapped[name] for r in rows]) for name in rows[0].tapped},
-                       None if ledgers[0] is None else _stacked_ledgers(ledgers))
+                       None if ledgers[0] is None else _stacked_ledgers(ledgers),
+                       None if ledgers[0] is None else torch.cat([r.flow for r in rows]))
 
 
 def _stacked_ledgers(ledgers: list[Ledger]) -> Ledger:

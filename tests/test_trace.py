@@ -240,6 +240,22 @@ def test_callers_without_gradients(name, mode):
     assert torch.equal(found.ledger.input, expected.ledger.input)
 
 
+@composites
+@pytest.mark.parametrize("name", ["bert", "llama", "gemma3", "hf-vit", "timm-vit"])
+def test_callers_with_autocast(name, composite):
+    """The model computes as it does for them, and the books are as exact as that."""
+    family = FAMILIES[name]
+    args, kwargs = family.inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            expected = family.value(model(name)(*args, **kwargs))
+        before = torch_state()
+        found = propagate(model(name), args, kwargs, family.value, composite)
+        assert torch_state() == before
+    assert torch.equal(found.value, expected)
+    assert all(r.dtype == torch.float32 and r.abs().max() > 0 for r in found.relevance.values())
+
+
 def test_a_model_made_in_inference_mode():
     with torch.inference_mode():
         made = FAMILIES["bert"].model()
@@ -650,6 +666,21 @@ def test_relevance_of_a_sum_is_the_sum(composite):
     assert same(contrast.relevance["0"], first.relevance["0"] - other.relevance["0"])
     assert same(contrast.ledger.input, first.ledger.input - other.ledger.input)
     assert closes(contrast) and TARGET not in contrast.ledger.absorbed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+@composites
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "gemma3"])
+def test_a_value_of_nothing_has_books_too(name, composite, dtype):
+    """The difference of two equal logits is zero, made of much: its rounding is relative to that, not to the value."""
+    def tied(output):
+        value = FAMILIES[name].value(output)
+        other = output.logits.flatten(1)[:, 2]
+        return value - (value / other).detach() * other
+
+    found = propagate(model(name, dtype), *FAMILIES[name].inputs(dtype), tied, composite)
+    assert found.value.abs().max() <= 1e-6 and TARGET not in found.ledger.absorbed
+    assert composite == "deep-taylor" or all(r.abs().max() > 1e-4 for r in found.relevance.values())
 
 
 def test_a_target_a_row():

@@ -105,13 +105,13 @@ class Journal:
         held = Kept(x)
         version, parts = getattr(x, _READERS, (None, []))
         if version != x._version:  # a tensor written to has new readers
-            parts: list[Tensor] = []
+            parts: list[tuple[Tensor, Tensor]] = []
             setattr(x, _READERS, (x._version, parts))
             x.register_hook(lambda g: self._settle(name, parts, self.dot(g, held.value)))
-        alias.register_hook(lambda g: parts.append(self.dot(g, held.value)))
+        alias.register_hook(lambda g: parts.append((self.dot(g, held.value), self.dot(g.abs(), held.value.abs()))))
 
-    def _settle(self, name: str, parts: list[Tensor], total: Tensor) -> None:
-        lost, size = sum(parts) - total, sum(part.abs() for part in parts)
+    def _settle(self, name: str, parts: list[tuple[Tensor, Tensor]], total: Tensor) -> None:
+        lost, size = sum(part for part, _ in parts) - total, sum(size for _, size in parts)
         if parts and bool((lost.abs() <= _ROUNDED * size).all()):
             self.book(name, lost)
 
