@@ -83,6 +83,7 @@ def test_books_balance(name, composite, dtype):
 def test_what_is_lost_is_lost_by_name(name, composite):
     found = batch(name, composite, F64)
     assert set(found.ledger.absorbed) <= CONSTANTS | LOSSES[composite]
+    assert composite != "cp-lrp" or "other constants" not in found.ledger.absorbed, "a constant that has no name"
     for account in ("rounding", "stabilizer"):
         taken = found.ledger.absorbed.get(account, torch.zeros(1))
         by_rule = composite in ("epsilon", "deep-taylor") and account == "stabilizer"  # eps; no positive part at all

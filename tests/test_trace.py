@@ -1,8 +1,6 @@
-"""The interception leaves a model as it is: same output, same state afterwards, whatever the model does inside."""
+"""The interception leaves a model as it is: same output, same state afterwards, however it is called."""
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,117 +10,20 @@ import torch.nn.functional as F
 from families import FAMILIES, model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from written import F64, D, Written, closes, content, lived_in, run, same, second, state, tokens, torch_state
 
 import relprop
 from relprop import ops
-from relprop.composite import NAMES, NOT, Composite, get
-from relprop.errors import IndependentOutput, LedgerError, UnruledOp
-from relprop.numerics import tolerance
-from relprop.ops import activation, matmul, norm, softmax, table
-from relprop.relevance import TARGET, Propagation, propagate
+from relprop.composite import NAMES, get
+from relprop.errors import IndependentOutput, UnruledOp
+from relprop.ops import matmul, table
+from relprop.relevance import propagate
 
-F64 = torch.float64
-D = 8
 composites = pytest.mark.parametrize("composite", NAMES)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:transformers", "ignore::UserWarning:timm")
 
 
-# -- small models ------------------------------------------------------------------------------------------------------
-
-class Written(nn.Module):
-    """A model whose forward is the given function of itself and its inputs, with two linear maps and a norm at hand."""
-
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.second, self.head = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, 3)
-        self.norm = nn.LayerNorm(D)
-        for parameter in self.parameters():
-            parameter.data.add_(torch.randn_like(parameter) / 10)
-        self.steps = forward
-        self.to(F64).eval()
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        return self.steps(self, *inputs, **named)
-
-
-def tokens(rows: int = 2, width: int = D) -> Tensor:
-    """States (B, T, D)."""
-    return torch.randn(rows, 5, width, dtype=F64, generator=torch.Generator().manual_seed(1))
-
-
-def second(output: Tensor) -> Tensor:
-    return output[:, 1]
-
-
-def run(forward: Callable[..., Any], *inputs: Any, composite: str | Composite = "attnlrp", value: Any = second,
-        named: dict[str, Any] | None = None, **options: Any) -> Propagation:
-    model = forward if isinstance(forward, nn.Module) else Written(forward)
-    found = propagate(model, inputs or (tokens(),), named or {}, value, composite, **options)
-    assert all(r.abs().max() > 0 for r in found.relevance.values())
-    return found
-
-
-def closes(found: Propagation) -> bool:
-    """Whether the books are as good as those of a float64 run have to be."""
-    return bool((found.ledger.error <= tolerance(F64)).all())
-
-
-def same(found: Tensor, expected: Tensor, tolerance: float = 1e-12) -> bool:
-    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
-
-
-# -- the state of a model, and of torch --------------------------------------------------------------------------------
-
-def content(t: Tensor | None) -> Any:
-    return None if t is None else (t.dtype, tuple(t.shape), t.detach().contiguous().numpy().tobytes())
-
-
-def state(model: nn.Module) -> dict[str, Any]:
-    """All that an explanation could leave changed in a model or in torch, comparable by `==`."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    return {
-        "tensors": {name: (id(t), t.requires_grad, content(t), content(t.grad), len(t._backward_hooks or ()))
-                    for name, t in tensors},
-        "modules": {name: (id(m), type(m), m.training, sorted(vars(m))) for name, m in model.named_modules()},
-        "hooks": {f"{name}.{key}": list(hooks) for name, m in model.named_modules() for key, hooks in vars(m).items()
-                  if "hooks" in key},
-        "attention": attention, "torch": torch_state()}
-
-
-def torch_state() -> dict[str, Any]:
-    cuda, modules = torch.backends.cuda, torch.nn.modules.module
-    return {
-        "grad": torch.is_grad_enabled(), "inference": torch.is_inference_mode_enabled(),
-        "threads of the backward pass": torch._C._is_multithreading_enabled(),
-        "anomaly": torch.is_anomaly_enabled(), "dtype": torch.get_default_dtype(),
-        "device": torch.get_default_device(), "autocast": torch.is_autocast_enabled("cpu"),
-        "deterministic": (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic),
-        "function modes": torch._C._len_torch_function_stack(),
-        "torch function": torch._C._get_torch_function_state() if hasattr(torch._C, "_get_torch_function_state") else 0,
-        "dispatch modes": torch._C._len_torch_dispatch_stack(),
-        "kernels": (cuda.flash_sdp_enabled(), cuda.math_sdp_enabled(), cuda.mem_efficient_sdp_enabled()),
-        "global hooks": [list(hooks) for name, hooks in vars(modules).items() if name.startswith("_global_")
-                         and isinstance(hooks, dict)],
-        "random numbers": content(torch.random.get_rng_state()), "number of threads": torch.get_num_threads()}
-
-
-def lived_in(model: nn.Module) -> nn.Module:
-    """The model as it is in the middle of someone's work: in train mode in parts, gradients, hooks, frozen weights."""
-    parameters = list(model.parameters())
-    modules = list(model.modules())
-    model.train()
-    for module in modules[1::3]:
-        module.training = False
-    for parameter in parameters[::2]:
-        parameter.grad = torch.ones_like(parameter)
-    for parameter in parameters[1::3]:
-        parameter.requires_grad_(False)
-    modules[-1].register_forward_hook(lambda module, args, output: None)
-    modules[-2].register_forward_pre_hook(lambda module, args: None)
-    return model
-
+# -- giving back -------------------------------------------------------------------------------------------------------
 
 def test_the_state_sees_a_change():
     model = Written(lambda self, x: self.head(x))
@@ -135,8 +36,6 @@ def test_the_state_sees_a_change():
         change()
         assert state(model) != before
 
-
-# -- giving back -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("composite", ["attnlrp", "cp-lrp"])
 @pytest.mark.parametrize("name", FAMILIES)
@@ -382,76 +281,6 @@ def test_fused_attention_is_the_explicit_one(groups, causal, composite):
     assert same(fused.output, plain, 1e-5) if composite is STEPWISE else torch.equal(fused.output, plain)
 
 
-# -- what models do inside ---------------------------------------------------------------------------------------------
-
-def in_place(self, x):
-    y = self.first(x)
-    y += x
-    y.mul_(0.5).sub_(self.norm.bias)
-    y[:, 0] = 1.0
-    y[:, 1:3] *= 2
-    z = y.view(y.shape[0], -1)
-    z.masked_fill_(z > 1.5, 0.25)
-    return self.head(y.relu_()).sum(1)
-
-
-def joined(self, x):
-    y = torch.cat([self.head.weight.sum(0).expand(x.shape[0], 1, D), self.norm(x)], 1)
-    y = torch.where(y > 0.5, y, self.norm.bias)
-    y = F.pad(y, (0, 0, 1, 1), value=0.3).roll(1, 1).flip(1)[:, 1:].chunk(2, 1)[0]
-    return self.head(torch.stack([y, y.clamp(min=-0.5)]).mean(0)).sum(1)
-
-
-def gated(self, x):
-    gate, y = torch.sigmoid(self.first(x)), F.silu(self.second(x))
-    return self.head(gate * y + (1 - gate) * x + 3 * torch.tanh(x) - x / (1 + x.square().mean(-1, keepdim=True))).sum(1)
-
-
-def by_hand(self, x):
-    y = (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-5)
-    y = F.normalize(y + F.rms_norm(x, (D,)), dim=-1)
-    y = torch.einsum("btd,bsd,bse->bte", y, x, x) + torch.baddbmm(y, x, x.mT @ y)
-    return self.head(F.softplus(y) + y.abs() - y.square()).amax(1)
-
-
-def in_float32(self, x):
-    """Two readers of a tensor in less precision, writes into it, its own attention, constants and activations."""
-    y = self.first(x).float()
-    z = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-2) + 0.5
-    z += torch.sigmoid(y)
-    z = z + F.scaled_dot_product_attention(z, y, z)
-    z = torch.cat([z, torch.ones_like(z[:, :1])], 1).relu_() * y[:, :1]
-    return self.head(z.to(x.dtype)).sum(1)
-
-
-@composites
-@pytest.mark.parametrize("forward", [in_place, joined, gated, by_hand, in_float32])
-def test_books_balance_whatever_the_model_does(forward, composite):
-    found, plain = run(forward, composite=composite), Written(forward)(tokens())
-    assert closes(found), f"\n{found.ledger}"
-    assert same(found.output, plain, 1e-6 if forward is in_float32 else 1e-12)
-    assert ("rounding" in found.ledger.absorbed) == (forward is in_float32)
-
-
-@pytest.mark.parametrize("forward", [in_place, joined, gated, by_hand])
-def test_gradient_is_that_of_autograd(forward):
-    x = tokens().requires_grad_()
-    (g,) = torch.autograd.grad(Written(forward)(x)[:, 1].sum(), x)
-    assert same(run(forward, composite="gradient").relevance["0"], (x * g).detach())
-
-
-def test_activation_modules_are_one_op():
-    """A module that computes its function in steps is the function, for the identity rule at least."""
-    class Stepwise(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return 0.5 * x * (1.0 + torch.erf(x / 2 ** 0.5))
-
-    stepwise = Written(lambda self, x: self.head(self.act(self.first(x))).sum(1))
-    stepwise.act = Stepwise()
-    expected = run(lambda self, x: self.head(F.gelu(self.first(x))).sum(1))
-    assert same(run(stepwise).relevance["0"], expected.relevance["0"], 1e-9)
-
-
 # -- ops without a rule ------------------------------------------------------------------------------------------------
 
 def cumulated(self, x):
@@ -487,257 +316,10 @@ def test_an_op_that_the_input_does_not_reach_needs_no_rule():
     assert closes(run(lambda self, x: self.head(x + torch.cumprod(self.norm.weight, 0)).sum(1)))
 
 
-# -- the books are no catch-all ----------------------------------------------------------------------------------------
-
-class Hidden(torch.autograd.Function):
-    """x^2 - 1 / 3, out of sight of every interception."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.square() - 1 / 3
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return 2 * ctx.saved_tensors[0] * g
-
-
-@composites
-@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
-def test_a_hidden_op_is_a_leak(composite, dtype):
-    model = Written(lambda self, x: self.head(Hidden.apply(self.first(x))).sum(1)).to(dtype)
-    with pytest.raises(LedgerError, match="do not balance in row"):
-        run(model, tokens().to(dtype), composite=composite)
-    run(model, tokens().to(dtype), composite=composite, ledger=False)  # the caller has been told how
-
-
-def test_a_hidden_op_is_a_leak_in_one_row():
-    """Where the others have nothing to lose there; and in a part of less precision."""
-    def forward(self, x):
-        y = self.first(x)
-        return self.head(torch.cat([y[:1], Hidden.apply(y[1:])])).sum(1)
-
-    with pytest.raises(LedgerError, match="in row 1"):
-        run(forward)
-    with pytest.raises(LedgerError):
-        run(lambda self, x: self.head(Hidden.apply(self.first(x).float() * 2).double()).sum(1))
-
-
-def everything(self, x):
-    """What there is a fused backward pass for."""
-    gate = torch.sigmoid(self.second(x))
-    x = x + F.gelu(self.norm(x)) + F.relu(F.rms_norm(x, (D,)))
-    x = x + F.group_norm(x.mT, 2).mT
-    x = x + F.scaled_dot_product_attention(x, x, x) + torch.softmax(x @ x.mT, -1) @ x
-    return self.head(x + gate * x).sum(1)
-
-
-def functions() -> list[type[torch.autograd.Function]]:
-    """Every autograd function of the table."""
-    modules = [module for name, module in sys.modules.items() if name.startswith("relprop.ops.")]
-    found = {value for module in modules for value in vars(module).values()
-             if isinstance(value, type) and issubclass(value, torch.autograd.Function)}
-    return sorted(found - {torch.autograd.Function}, key=lambda function: function.__name__)
-
-
-@composites
-def test_a_model_with_everything_is_right_by_itself(composite):
-    assert closes(run(everything, composite=composite))
-
-
-@pytest.mark.parametrize("function", functions(), ids=lambda function: function.__name__)
-def test_a_wrong_backward_pass_is_a_leak(monkeypatch, function):
-    """Each one in its turn gives back 1 % too much."""
-    right, calls = function.backward, []
-
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        found = right(ctx, *grads)
-        calls.append(True)
-        if isinstance(found, Tensor):
-            return found * 1.01
-        return tuple(g * 1.01 if isinstance(g, Tensor) else g for g in found)
-
-    monkeypatch.setattr(function, "backward", staticmethod(backward))
-    noticed = []
-    for composite in (*NAMES, UNUSUAL):
-        calls.clear()
-        try:
-            run(everything, composite=composite)
-        except LedgerError:
-            noticed.append(composite)
-        else:
-            # fused attention is booked by difference, so there it takes the test against attention in steps
-            assert not calls or composite in ("attnlrp", "attnlrp-gamma"), f"{composite} hides it"
-    assert noticed, "no composite uses it"
-
-
-UNUSUAL = Composite("unusual", NOT, {"softmax": softmax.identity, "norm": norm.identity, "matmul": matmul.epsilon})
-"""Rules that no preset uses."""
-
-
-def test_biases_that_are_forgotten_are_a_leak(monkeypatch):
-    monkeypatch.setattr(ops.Journal, "constant", lambda self, name, constant, output: None)
-    with pytest.raises(LedgerError):
-        run(everything)
-
-
-def test_what_is_no_rounding_is_not_booked_as_such(monkeypatch):
-    """In a part of less precision all is booked by difference, so that a rule which leaks there shows as rounding."""
-    right = activation.Recomputed.backward
-    monkeypatch.setattr(activation.Recomputed, "backward",
-                        staticmethod(lambda ctx, g: (1.01 * right(ctx, g)[0], *right(ctx, g)[1:])))
-    with pytest.raises(LedgerError, match="is more than torch.float32 rounds"):
-        run(lambda self, x: self.head(F.gelu(self.first(x).float()).double()).sum(1))
-
-
-# -- values that are not numbers, and outputs that depend on nothing ---------------------------------------------------
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_input_that_is_not_finite(bad):
-    x = tokens()
-    x[1, 2, 3] = bad
-    with pytest.raises(ValueError, match="the input '0' holds NaN or inf"):
-        run(lambda self, x: self.head(self.first(x)).sum(1), x)
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("name", ["bert", "llama", "timm-vit"])
-def test_weights_that_are_not_finite(name, bad):
-    family, model = FAMILIES[name], FAMILIES[name].model()
-    where, weight = next((n, p) for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n)
-    weight.data[0, 0] = bad
-    with pytest.raises(ValueError, match=f"{where}.*holds NaN or inf"):
-        propagate(model, *family.inputs(), family.value)
-
-
-def test_buffers_that_are_not_finite():
-    model = Written(lambda self, x: self.head(self.batch(x.mT).mT).sum(1))
-    model.batch = nn.BatchNorm1d(D).to(F64).eval()
-    assert closes(run(model))
-    model.batch.running_mean[2] = torch.nan
-    with pytest.raises(ValueError, match=r"batch\.running_mean.*holds NaN"):
-        run(model)
-
-
-@pytest.mark.parametrize("ledger", [True, False])
-def test_relevance_that_is_not_finite(ledger):
-    """The value is a number, the way back is not: an error, not a map of NaN."""
-    with pytest.raises((ValueError, LedgerError)):
-        run(lambda self, x: self.head(torch.where(x > 9, x.sqrt(), x)).sum(1), -tokens().abs(), composite="gradient",
-            ledger=ledger)
-
-
-def constant(self, x):
-    return self.head.weight.sum(1).expand(len(x), -1)
-
-
-@composites
-@pytest.mark.parametrize("forward", [
-    constant, lambda self, x: self.head(self.first(x).detach()).sum(1), lambda self, x: self.head(0 * x).sum(1),
-    lambda self, x: F.relu(self.head(x) - 1e6).sum(1), lambda self, x: self.head(torch.ones_like(x)).sum(1)])
-@pytest.mark.parametrize("ledger", [True, False])
-def test_an_output_that_depends_on_nothing(forward, composite, ledger):
-    with pytest.raises(IndependentOutput, match="does not depend on the input"):
-        run(forward, composite=composite, ledger=ledger)
-
-
-def test_an_output_that_depends_on_nothing_in_one_row():
-    with pytest.raises(IndependentOutput, match="does not depend on the input"):
-        run(lambda self, x: self.head(x * torch.tensor([1.0, 0.0]).reshape(2, 1, 1)).sum(1))
-
-
-def test_a_model_that_reads_no_input():
-    with pytest.raises(ValueError, match="nothing to explain"):
-        propagate(Written(constant), (), {}, second)
-
-
-# -- targets -----------------------------------------------------------------------------------------------------------
+# -- the public face ---------------------------------------------------------------------------------------------------
 
 def logits(self, x):
     return self.head(F.gelu(self.norm(self.first(x)))).sum(1)
-
-
-@pytest.mark.parametrize("composite", ["attnlrp", "cp-lrp", "gamma", "gradient"])
-def test_relevance_of_a_sum_is_the_sum(composite):
-    """A contrast is the difference of two maps; its books are that of theirs."""
-    of = partial(run, logits, composite=composite)
-    first, other = (of(value=lambda output, i=i: output[:, i]) for i in (0, 2))
-    contrast = of(value=lambda output: output[:, 0] - output[:, 2])
-    assert same(contrast.relevance["0"], first.relevance["0"] - other.relevance["0"])
-    assert same(contrast.ledger.input, first.ledger.input - other.ledger.input)
-    assert closes(contrast) and TARGET not in contrast.ledger.absorbed
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
-@composites
-@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "gemma3"])
-def test_a_value_of_nothing_has_books_too(name, composite, dtype):
-    """The difference of two equal logits is zero, made of much: its rounding is relative to that, not to the value."""
-    def tied(output):
-        value = FAMILIES[name].value(output)
-        other = output.logits.flatten(1)[:, 2]
-        return value - (value / other).detach() * other
-
-    found = propagate(model(name, dtype), *FAMILIES[name].inputs(dtype), tied, composite)
-    assert found.value.abs().max() <= 1e-6 and TARGET not in found.ledger.absorbed
-    assert composite == "deep-taylor" or all(r.abs().max() > 1e-4 for r in found.relevance.values())
-
-
-def test_a_target_a_row():
-    values = [lambda output: output[:, 0], lambda output: output.softmax(-1)[:, 1]]
-    found = run(logits, value=lambda output: torch.stack([values[0](output)[0], values[1](output)[1]]))
-    for row, value in enumerate(values):
-        alone = run(logits, value=value)
-        assert same(found.relevance["0"][row], alone.relevance["0"][row])
-    assert closes(found)
-
-
-def test_what_a_probability_keeps_is_booked():
-    """p is no linear function of the logits z: the map holds sum z dp/dz, and the target function the rest."""
-    found = run(logits, value=lambda output: output.softmax(-1)[:, 1])
-    z = found.output.detach().requires_grad_()
-    p = z.softmax(-1)[:, 1]
-    (g,) = torch.autograd.grad(p.sum(), z)
-    assert same(found.ledger.absorbed[TARGET], (p - (z * g).sum(1)).detach(), 1e-9)
-    assert same(found.value, p.detach()) and closes(found)
-
-
-@pytest.mark.parametrize("value", [lambda output: output, lambda output: output.sum(), lambda output: 1.0])
-def test_a_value_is_one_number_a_row(value):
-    with pytest.raises(ValueError, match="one number a row"):
-        propagate(Written(logits), (tokens(),), {}, value)
-
-
-# -- what else a run can give ------------------------------------------------------------------------------------------
-
-def test_spread_bias_gives_all_of_it_to_the_inputs():
-    plain, spread = run(logits), run(logits, spread_bias=True)
-    r, s = plain.relevance["0"], spread.relevance["0"]
-    assert not same(plain.ledger.input, plain.value, 1e-3)
-    assert same(s.flatten(1).sum(1), spread.value) and closes(spread)
-    shares = (s - r) / r.abs()
-    assert same(shares, shares[:, :1, :1].expand_as(shares), 1e-9)  # in proportion to what each has
-
-
-def test_relevance_that_crosses_a_layer():
-    """What a layer passes on is what it received, less what its own biases took."""
-    model = Written(lambda self, x: self.layers(x).sum(1))
-    model.layers = nn.Sequential(nn.Linear(D, D, bias=False), nn.ReLU(), nn.Linear(D, D), nn.Linear(D, 3)).to(F64)
-    found = run(model, layers=("layers.0", "layers.2", "layers.3"), composite="cp-lrp")
-    crossing = found.ledger.layers
-    assert same(crossing["layers.3"], found.value)
-    assert same(crossing["layers.0"], found.ledger.input)
-    assert not same(crossing["layers.0"], crossing["layers.2"], 1e-3)
-    assert not same(crossing["layers.2"], crossing["layers.3"], 1e-3)
-    both = crossing["layers.3"] - crossing["layers.0"]
-    assert same(both, found.ledger.absorbed["biases"]) and closes(found)
-
-
-def test_options_that_are_none():
-    with pytest.raises(ValueError, match="unruled must be 'error' or 'gradient'"):
-        run(logits, unruled="ignore")
-    with pytest.raises(ValueError, match="unknown composite"):
-        run(logits, composite="attnlpr")
 
 
 def test_explain_takes_a_module_of_ones_own():
