@@ -222,17 +222,9 @@ def _placed(shares: Tensor, batch: Batch) -> Tensor:
     size = tuple(pixels.shape[-2:])
     patch, grid = (batch.units.patch, batch.units.grid) if isinstance(batch.units, ImageUnits) else (None, None)
     if patch is None and grid is None:
-        grid = _grid(size, shares.shape[1])
+        grid = units.grid(size, shares.shape[1])
     places = units.patches(size, patch=patch, grid=grid)
     count = int(places.max()) + 1
     if count > shares.shape[1]:
         raise ValueError(f"{shares.shape[1]} positions are fewer than the {count} patches of a picture of {size}")
     return units.spread(shares[:, -count:], places.expand(len(shares), -1, -1))  # class and register tokens come first
-
-
-def _grid(size: tuple[int, int], length: int) -> tuple[int, int]:
-    """The finest grid of whole square patches that has at most `length` patches."""
-    for side in range(1, min(size) + 1):
-        if not (size[0] % side or size[1] % side) and (size[0] // side) * (size[1] // side) <= length:
-            return size[0] // side, size[1] // side
-    raise ValueError(f"a picture of {size[0]} x {size[1]} pixels cannot be cut into at most {length} square patches")

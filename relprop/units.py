@@ -63,6 +63,21 @@ def patches(size: tuple[int, int], *, patch: tuple[int, int] | None = None,
     return torch.where(inside, y[:, None] * grid[1] + x, -1)
 
 
+def grid(size: tuple[int, int], length: int) -> tuple[int, int]:
+    """The finest grid of whole square patches that has at most `length` of them, for models whose patches are unknown.
+
+    Args: size: (Y, X). length: positions of the model, prefix tokens among them.
+    Raises: ValueError if not even the whole picture is such a patch.
+
+    >>> grid((24, 24), 17)
+    (4, 4)
+    """
+    for side in range(1, min(size) + 1):
+        if not (size[0] % side or size[1] % side) and (size[0] // side) * (size[1] // side) <= length:
+            return size[0] // side, size[1] // side
+    raise ValueError(f"a picture of {size[0]} x {size[1]} pixels cannot be cut into at most {length} square patches")
+
+
 def spread(values: Tensor, groups: Tensor) -> Tensor:
     """Each unit's value divided evenly over its entries, so that sums over units hold; zero where there is no unit.
 

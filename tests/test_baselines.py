@@ -7,6 +7,7 @@ from inspect import signature
 import numpy
 import pytest
 import torch
+from families import FAMILIES
 from tiny import CLS, MASK, PAD, SEP, TOKENIZER, bert, gpt2, images, targets, text, vit
 from torch import nn
 
@@ -23,6 +24,8 @@ COSTLY = {"integrated-gradients": {"n_steps": 3}, "layer-integrated-gradients": 
           "lime": {"samples": 40}}  # options that keep the tests short
 GRADIENTS = ("gradient", "input-x-gradient", "integrated-gradients", "layer-integrated-gradients", "smoothgrad",
              "gradient-shap")
+BASELINED = ("integrated-gradients", "layer-integrated-gradients", "gradient-shap", "occlusion", "feature-ablation",
+             "kernel-shap", "lime")
 DRAWN = ("random", "smoothgrad", "gradient-shap", "kernel-shap", "lime")
 
 
@@ -154,6 +157,28 @@ def test_the_cost_is_stated(seed, name, kind):
         len(next(iter([*args, *kwargs.values()])))), with_kwargs=True)
     found = METHODS[name](subject, batch, targets(0, batch), **COSTLY.get(name, {}))
     assert found.forwards == math.ceil(sum(forwards) / batch.rows) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in baselines.METHODS if name not in ("deeplift", "random")])
+def test_every_family_row_by_row(family, name):
+    """Whatever the family calls its parts; rows differ in length."""
+    if (family, name) == ("torch-encoder-sequence-first", "layer-integrated-gradients"):
+        pytest.skip("its layers read positions first")
+    if name == "input-x-gradient" and family in ("modernbert", "deberta-v3"):
+        pytest.skip("a norm right behind the embeddings does not see their length: the map is zero")
+    made = FAMILIES[family]
+    args, kwargs = made.inputs()
+    costly = {**COSTLY, "kernel-shap": {}} if args else COSTLY  # fewer samples than patches are no stable fit
+    options = {**costly.get(name, {}), **({"baseline": 3} if kwargs and name in BASELINED else {})}
+    run = lambda inputs: relprop.explain(Subject.from_module(made.model()), inputs, target=made.value, method=name,
+                                         options=options).map
+    together = run(args[0] if args else kwargs)
+    for row in range(len(together)):
+        alone = run(args[0][row:row + 1] if args else {key: value[row:row + 1] for key, value in kwargs.items()})
+        torch.testing.assert_close(together[row], alone[0], rtol=0, atol=1e-3 * together[row].abs().max().item())
+    assert together.any()
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
@@ -354,6 +379,13 @@ def test_a_layer_of_a_vision_model_agrees_with_captum(seed):
     torch.testing.assert_close(patches.sum((2, 4)).double(), expected, rtol=1e-4, atol=1e-6)
     assert (patches == patches[:, :, :1, :, :1]).all()
     torch.testing.assert_close(found.ledger.absorbed["prefix tokens"], shares.sum(-1)[:, 0])
+
+
+def test_patches_that_are_not_known_are_the_finest_that_fit(seed):
+    network, batch = vit(), images(torch.randn(2, 3, 24, 24, dtype=torch.float64), 6)
+    maps = [baselines.layer_integrated_gradients(Subject(network), one, targets(1, batch), n_steps=3).map
+            for one in (batch, Batch(batch.args, {}, 2, TensorUnits((2, 3, 24, 24))))]
+    assert torch.equal(*maps) and maps[0].any()
 
 
 @pytest.mark.parametrize("layer", [None, "L1", "bert.encoder.layer.1", "bert.embeddings"])

@@ -46,7 +46,8 @@ def input_x_gradient(subject: Subject, batch: Batch, targets: Targets) -> Releva
     """First-order share of each input in the target, summed over features or channels.
 
     R_t = sum_d x_{t,d} dy/dx_{t,d} (Shrikumar et al. 2016, section 2), x the embeddings or the normalised pixels.
-    Unit: that of the target. Sums to the target only for models that are linear through zero. Cost: one forward, one
+    Unit: that of the target. Sums to the target only for models that are linear through zero; of a model with a norm
+    right behind its embeddings (ModernBERT), which does not see their length, it is zero. Cost: one forward, one
     backward.
 
     Returns: map (B, T) or (B, Y, X); with all features in `inputs`.

@@ -325,16 +325,14 @@ def _placed(shares: Tensor, batch: Batch, path: str) -> tuple[Tensor, Tensor | N
             raise ValueError(f"{path} gives {shape}, which are not the positions of an input {tuple(source.shape)}")
         return shares.sum(-1), None
     size = tuple(source.shape[-2:])
-    known = batch.units if isinstance(batch.units, ImageUnits) else None
-    grid = known.grid if known else None
+    patch, grid = (batch.units.patch, batch.units.grid) if isinstance(batch.units, ImageUnits) else (None, None)
     if shares.ndim == 4:
         last = grid is not None and shape[1:3] == grid
         cells, patch, grid = shares.sum(-1 if last else 1).flatten(1), None, shape[1:3] if last else shape[2:]
-    elif shares.ndim == 3 and grid is not None:
-        cells, patch = shares.sum(-1), known.patch
+    elif shares.ndim == 3:
+        cells, grid = shares.sum(-1), grid or units.grid(size, shape[1])
     else:
-        raise ValueError(f"{path} gives {shape}, and which patches these are is not known; load the model with "
-                         "relprop.load, or give a layer that keeps (B, D, Gy, Gx)")
+        raise ValueError(f"{path} gives {shape}, which are no positions; give a layer of (B, T, D) or (B, D, Gy, Gx)")
     places = units.patches(size, patch=patch, grid=grid).expand(len(cells), -1, -1)
     count = grid[0] * grid[1]
     if count > cells.shape[1]:
