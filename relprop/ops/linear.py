@@ -28,12 +28,15 @@ from .journal import BIAS, STABILIZER, Journal
 
 @dataclass(frozen=True)
 class Affine:
-    """A linear map: `product(x, W)` gives x W, `transpose(s, W)` its adjoint; `bias` broadcasts to the output."""
+    """A linear map: `product(x, W)` gives x W, `transpose(s, W)` its adjoint; `bias` broadcasts to the output, `outputs` is
+    the dimension of W that counts them, where they are the last dimension of y.
+    """
 
     product: Callable[[Tensor, Tensor], Tensor]
     transpose: Callable[[Tensor, Tensor], Tensor]
     weight: Tensor
     bias: Tensor | None = None
+    outputs: int | None = None
 
     def bias_part(self, part: Callable[[Tensor], Tensor]) -> Tensor | float:
         """`part` (positive, negative ...) of the bias; 0 without one."""
@@ -203,10 +206,55 @@ class Ruled(Function):
         return g_x, None, None, None, None
 
 
+class Sparse(Function):
+    """y = run(x) under `zero`: rows and outputs without relevance are left out of the product.
+
+    There are many: all positions but one at the head of a language model, all tokens but the class token in the last
+    layer of a vision model, the queries and keys of a packed projection where attention patterns are held.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], affine: Affine) -> Tensor:
+        ctx.affine = affine
+        return run(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        g_rows = g.reshape(-1, g.shape[-1])
+        rows = _used(g_rows)
+        if rows is None:
+            return _transposed(ctx.affine, g), None, None
+        some = _transposed(ctx.affine, g_rows[rows])
+        g_x = some.new_zeros(len(g_rows), some.shape[-1])
+        g_x[rows] = some
+        return g_x.reshape(*g.shape[:-1], -1), None, None
+
+
+def _transposed(affine: Affine, g: Tensor) -> Tensor:
+    """The adjoint of the map applied to g, without the outputs before the first and after the last that are used."""
+    places, size = _used(g.reshape(-1, g.shape[-1]).T), g.shape[-1]
+    if places is None or not len(places) or 3 * int(places[-1] - places[0] + 1) > 2 * size:
+        return affine.transpose(g, affine.weight)
+    start, stop = int(places[0]), int(places[-1]) + 1
+    return affine.transpose(g[..., start:stop], affine.weight.narrow(affine.outputs, start, stop - start))
+
+
+def _used(g: Tensor) -> Tensor | None:
+    """Rows of a matrix that hold anything, in order; None if that is more than two thirds of them.
+
+    A few columns tell whether it is worth looking at all of them.
+    """
+    few = g[:, :: max(1, g.shape[1] // 4)]
+    if 3 * int((few != 0).any(1).sum()) > 2 * len(g):
+        return None
+    rows = (g != 0).any(1).nonzero().squeeze(1)
+    return None if 3 * len(rows) > 2 * len(g) else rows
+
+
 def run_affine(call: Call, x: Tensor, run: Callable[[Tensor], Tensor], affine: Affine) -> Tensor:
     """The linear map under the call's rule; LRP-0 is the plain gradient with the bias booked."""
     if call.rule is zero:
-        y = run(x)
+        y = run(x) if affine.outputs is None else Sparse.apply(x, run, affine)
         if affine.bias is not None:
             call.constant(affine.bias, y, BIAS)
         return y
@@ -217,7 +265,7 @@ def linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None
     """`F.linear`; weights that depend on the input are a factor of a product like any other."""
     if dependent(weight) or dependent(bias):
         return call.retrace(lambda: torch.add(torch.matmul(input, weight.mT), 0 if bias is None else bias))
-    affine = Affine(F.linear, lambda s, W: s @ W, weight, bias)
+    affine = Affine(F.linear, lambda s, W: s @ W, weight, bias, 0)
     return run_affine(call, input, lambda x: call.func(x, weight, bias), affine)
 
 
@@ -226,5 +274,5 @@ def addmm(call: Call, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float 
     if dependent(input) or dependent(mat2) or beta != 1 or alpha != 1:
         total = call.retrace(lambda: torch.add(torch.mul(input, beta), torch.mul(torch.mm(mat1, mat2), alpha)))
         return total
-    affine = Affine(torch.matmul, lambda s, W: s @ W.mT, mat2, input)
+    affine = Affine(torch.matmul, lambda s, W: s @ W.mT, mat2, input, 1)
     return run_affine(call, mat1, lambda x: call.func(input, x, mat2), affine)
