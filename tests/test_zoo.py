@@ -77,7 +77,6 @@ def test_digits_vit_is_a_plain_timm_model(vit):
     assert {p.dtype for p in vit.parameters()} == {torch.float32}
 
 
-@pytest.mark.xfail(strict=True, reason="training is not finished: these weights have about 0.90 of the labels right")
 def test_digits_vit_reads_unseen_handwriting(vit, drawn):
     with torch.no_grad():
         right = (vit(normalised(drawn.images)) > 0) == drawn.labels
