@@ -5,15 +5,12 @@ win over functions (an activation written as five torch calls is one op). Nothin
 end.
 """
 
-import math
 import re
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +18,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .composite import Composite
-from .errors import UnruledOp
-from .ops import Call, Journal, Op, activation, add, attention, linear, lookup, matmul, move, mul, norm, softmax
-from .ops.call import dependent, plain
-from .ops.journal import ACTIVATION, CONSTANT, Rows, preserve
+from ..composite import Composite
+from ..errors import UnruledOp
+from ..ops import Call, Journal, Op, activation, add, linear, lookup, matmul, move, mul, norm, softmax
+from ..ops.call import dependent, plain
+from ..ops.journal import ACTIVATION, CONSTANT, Rows, preserve
+from .activation import activation_offset
+from .opening import first, opened
 
 _DEFAULTS: dict[str, Any] = {
     "linear": linear.zero, "conv": linear.zero, "norm": norm.gradient, "softmax": softmax.taylor,
@@ -62,20 +61,6 @@ class Tapped:
 
     value: Tensor
     per_unit: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Seen:
-    """An op noticed in a forward pass: its kind ("linear", or "attention" with output (B, H, T, K)), the module it was
-    called in, the how-manieth of its kind there it is (`nth`), its operands' shapes, and its place in the order of all.
-    """
-
-    kind: str
-    path: str
-    nth: int
-    inputs: tuple[torch.Size, ...]
-    output: torch.Size
-    order: int
 
 
 class Interception(TorchFunctionMode):
@@ -198,9 +183,9 @@ class Interception(TorchFunctionMode):
 
     def _unlisted(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A function without a row: opened if it is written in Python, else passed if it does not compute."""
-        opened = _opened(func)
-        if opened is not None:
-            return self._retrace(lambda: opened(*args, **kwargs))
+        inside = opened(func)
+        if inside is not None:
+            return self._retrace(lambda: inside(*args, **kwargs))
         output = func(*args, **kwargs)
         outputs = output if isinstance(output, (tuple, list)) else (output,)
         if not any(dependent(t) for t in outputs):
@@ -235,7 +220,7 @@ class Interception(TorchFunctionMode):
         output = run(replace(call, journal=journal, retrace=partial(self._retrace, journal=journal)), *args, **kwargs)
         for one in output if isinstance(output, (tuple, list)) else [output]:
             if dependent(one):
-                self.journal.difference(name, one, aliases if one is _first(output) else [])
+                self.journal.difference(name, one, aliases if one is first(output) else [])
         return output
 
     def _loses_precision(self, args: Any, kwargs: Any) -> bool:
@@ -305,8 +290,7 @@ class Interception(TorchFunctionMode):
     def leave_output(self, path: str, output: Any) -> None:
         """Tap what a module returns, where that is wanted."""
         if self._taps:
-            first = _first(output)
-            self._tap(path, None, "output", first)
+            self._tap(path, None, "output", first(output))
 
     def activate(self, path: str, module: nn.Module, x: Tensor, y: Tensor, offset: float) -> Tensor:
         """The output y = f(x) of an activation module, under the composite's rule for activations."""
@@ -328,7 +312,7 @@ class Interception(TorchFunctionMode):
     def _tap_call(self, kind: str, side: str, tensors: Any) -> None:
         path = self._stack[-1][0]
         if any(tap.path == path and tap.kind == kind for tap in self._taps.values()):
-            self._tap(path, kind, side, next((t for t in tensors if dependent(t)), _first(tensors)))
+            self._tap(path, kind, side, next((t for t in tensors if dependent(t)), first(tensors)))
 
     def _tap(self, path: str, kind: str | None, side: str, tensor: Any) -> None:
         key = (path, f"{kind} {side}")
@@ -365,14 +349,6 @@ def _keep(kept: Tapped, g: Tensor) -> None:
     kept.per_unit = g.detach() if kept.per_unit is None else kept.per_unit + g.detach()
 
 
-def _first(output: Any) -> Any:
-    """The tensor that a module's output is about: itself, or the first of a tuple, list or model output."""
-    if isinstance(output, Tensor):
-        return output
-    values = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
-    return next((v for v in values if isinstance(v, Tensor)), None)
-
-
 def _reached(args: Any, kwargs: Any) -> bool:
     """Whether any argument, or a member of a list argument, depends on the explained input."""
     for value in (*args, *kwargs.values()):
@@ -388,194 +364,6 @@ def _name(func: Any) -> str:
     name = getattr(func, "__name__", str(func))
     owner = getattr(func, "__objclass__", None)
     return f"Tensor.{name}" if owner is not None else f"{(getattr(func, '__module__', None) or 'torch')}.{name}"
-
-
-def _never(*_: Any) -> bool:
-    return False
-
-
-_BLIND = {"has_torch_function": _never, "has_torch_function_unary": _never, "has_torch_function_variadic": _never}
-
-
-def _opened(func: Any) -> Callable[..., Any] | None:
-    """A Python function of torch with its own interception check off, so that the calls inside it are seen.
-
-    PyTorch hands a function such as `F.normalize` over as one call, and looks no further; run with the check off,
-    the same code makes its inner calls in the open. None for functions that are not written in Python.
-    """
-    if func is torch._assert:  # it asks torch.overrides itself, out of reach, and computes nothing
-        return None
-    if hasattr(func, "__wrapped__"):
-        return func.__wrapped__
-    code = getattr(func, "__code__", None)
-    if code is None or not any(name in _BLIND for name in code.co_names):
-        return None
-    blind = {**func.__globals__, **_BLIND}
-    opened = types.FunctionType(code, blind, func.__name__, func.__defaults__, func.__closure__)
-    opened.__kwdefaults__ = func.__kwdefaults__
-    return opened
-
-
-_OFFSETS: "WeakKeyDictionary[nn.Module, float | None]" = WeakKeyDictionary()
-
-
-def activation_offset(module: nn.Module) -> float | None:
-    """f(0) if the module is an activation of several torch calls: no parameters, no children, each output entry a
-    function of its own input entry alone; None if it is not. Found by trying it on eight numbers, not by its name.
-
-    A module of one call is that call, which the table knows.
-    """
-    if type(module).__module__.startswith("torch.nn.") or next(module.children(), None) is not None:
-        return None
-    if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
-        return None
-    if module not in _OFFSETS:
-        _OFFSETS[module] = _try_elementwise(module)
-    return _OFFSETS[module]
-
-
-class _Counted(TorchFunctionMode):
-    """The kinds of the torch calls of a `with` block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kinds: list[str] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        op = lookup(func)
-        self.kinds.append("" if op is None else op.kind)
-        return func(*args, **(kwargs or {}))
-
-
-@torch.no_grad()
-def _try_elementwise(module: nn.Module) -> float | None:
-    x = torch.linspace(-2.0, 2.5, 8)
-    moved = x.clone()
-    moved[3] += 0.25
-    try:
-        with torch.random.fork_rng(devices=[]):  # a module that draws from it gives itself away
-            with _Counted() as calls:
-                y = module.forward(x.clone())
-            y_moved, at_zero = module.forward(moved.clone()), module.forward(torch.zeros(1))
-    except Exception:  # a module that wants anything but one tensor is not an activation
-        return None
-    if calls.kinds == ["activation"] or not isinstance(y, Tensor) or y.shape != x.shape:
-        return None
-    if torch.equal(y, x) or not y.isfinite().all():
-        return None
-    others = torch.arange(8) != 3
-    same = torch.equal(y[others], y_moved[others]) and not torch.equal(y[3], y_moved[3])
-    return float(at_zero) if same and math.isfinite(float(at_zero)) else None
-
-
-class Observer(TorchFunctionMode):
-    """Notices the linear maps and the attention of a forward pass, and with `patterns` the attention patterns.
-
-    Attention is the fused kernel, or a softmax whose result multiplies a tensor; `rows` tells how a pattern of shape
-    (B H, T, S) splits.
-    """
-
-    def __init__(self, rows: int | None = None) -> None:
-        super().__init__()
-        self.rows, self.patterns = rows, []
-        self.seen: list[Seen] = []
-        self.path: list[str] = [""]
-        self._counts: dict[tuple[str, str], int] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        op = lookup(func)
-        if func is F.scaled_dot_product_attention:
-            return self._fused(func, *args, **kwargs)
-        if func is F.multi_head_attention_forward:
-            call = Call(func, "attention", self.path[-1], None, retrace=self._retrace)
-            return attention.multi_head_attention_forward(call, *args, **kwargs)
-        opened = _opened(func) if op is None else None
-        if opened is not None:
-            return self._retrace(lambda: opened(*args, **kwargs))
-        output = func(*args, **kwargs)
-        if op is not None and isinstance(output, Tensor):
-            self._notice(op.kind, args, output)
-        return output
-
-    def _retrace(self, function: Callable[..., Any]) -> Any:
-        with self:
-            return function()
-
-    def _fused(self, func: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
-               dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, **options: Any) -> Tensor:
-        output = func(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
-        self._add("attention", (query, key, value), output)
-        if self.rows is not None:
-            factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-            mask = attention.additive(attn_mask, is_causal, query, key)
-            self.patterns.append(attention.pattern(query, attention.grouped(key, query), mask, factor))
-        return output
-
-    def _notice(self, kind: str, args: Any, output: Tensor) -> None:
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        if kind == "linear":
-            self._add("linear", tensors, output)
-        if kind == "softmax":
-            setattr(output, _PATTERN, True)
-        elif kind in ("move", "linear") and tensors and getattr(tensors[0], _PATTERN, False):
-            setattr(output, _PATTERN, True)  # dropout, a cast, heads mixed after the softmax
-        elif kind == "matmul":
-            weights = next((t for t in tensors if getattr(t, _PATTERN, False)), None)
-            if weights is not None and weights.dim() in (3, 4):
-                self._unfused(weights, output)
-
-    def _unfused(self, weights: Tensor, output: Tensor) -> None:
-        rows = self.rows or 1
-        shape = output.shape if output.dim() == 4 else torch.Size((rows, output.shape[0] // rows, *output.shape[1:]))
-        self.seen.append(Seen("attention", self.path[-1], 0, (weights.shape,), shape, len(self.seen)))
-        if self.rows is not None:
-            self.patterns.append(weights if weights.dim() == 4 else weights.unflatten(0, (rows, -1)))
-
-    def _add(self, kind: str, tensors: Any, output: Tensor) -> None:
-        key = (kind, self.path[-1])
-        nth = self._counts[key] = self._counts.get(key, -1) + 1
-        self.seen.append(Seen(kind, self.path[-1], nth, tuple(t.shape for t in tensors), output.shape, len(self.seen)))
-
-
-_PATTERN = "_relprop_pattern"
-
-
-@contextmanager
-def _observing(model: nn.Module, observer: Observer) -> Iterator[Observer]:
-    handles = []
-    try:
-        for path, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda m, a, path=path: observer.path.append(path)))
-            handles.append(module.register_forward_hook(lambda m, a, o: _popped(observer.path), always_call=True))
-        with observer:
-            yield observer
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _popped(path: list[str]) -> None:
-    path.pop()
-
-
-@contextmanager
-def observed(model: nn.Module, rows: int | None = None) -> Iterator[list[Seen]]:
-    """A `with` block that collects the linear maps and attentions which `model` runs, in order."""
-    with _observing(model, Observer(rows)) as observer:
-        yield observer.seen
-
-
-def attention_patterns(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[Tensor]]:
-    """The output of one forward pass and the pattern of each of its attentions, (B, H, T, S), in order.
-
-    Whatever the backend: a fused kernel's pattern is computed beside it, heads of grouped queries are repeated, and the
-    model stays as it is. Patterns are as the model uses them, so that rows which are masked throughout are zero.
-    """
-    tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.dim()]
-    with _observing(model, Observer(tensors[0].shape[0] if tensors else 1)) as observer:
-        output = model(*args, **kwargs)
-    return output, observer.patterns
 
 
 @contextmanager

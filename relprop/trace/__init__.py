@@ -1,0 +1,8 @@
+"""Calls of an unmodified model: run under rules (`intercepted`), or only watched (`observed`, `attention_patterns`)."""
+
+from .activation import activation_offset
+from .interception import ROUNDING, Interception, Tap, intercepted
+from .observation import Seen, attention_patterns, observed
+
+__all__ = ["ROUNDING", "Interception", "Seen", "Tap", "activation_offset", "attention_patterns", "intercepted",
+           "observed"]
