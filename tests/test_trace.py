@@ -190,6 +190,23 @@ def test_several_inputs():
     assert (found.relevance["extra"][1, 3:] == 0).all() and (found.relevance["extra"][1, :3] != 0).all()
 
 
+def test_word_embeddings_that_are_written_to():
+    """The table is looked up twice and scaled in place; both are the words, and the model's table stays as it is."""
+    def forward(self, input_ids):
+        x = self.table(input_ids)
+        x *= 2
+        x += self.norm(self.table(input_ids))
+        return self.head(x).sum(1)
+
+    model = Written(forward)
+    model.table = nn.Embedding(10, D).to(F64)
+    ids = torch.randint(10, (2, 5), generator=torch.Generator().manual_seed(2))
+    before = state(model)
+    found = propagate(model, (), {"input_ids": ids}, second, "cp-lrp")
+    assert state(model) == before and closes(found)
+    assert same(sum(r.flatten(1).sum(1) for r in found.relevance.values()), found.ledger.input)
+
+
 def test_nested_modules_and_shared_ones():
     """A module that is called twice, and one inside another: the path in an error is that of the innermost."""
     class Inner(nn.Module):
