@@ -26,6 +26,7 @@ LEVELS = [
     ["baselines"],
     ["view"],
     ["zoo"],
+    ["data"],
     ["load"],
     ["explain"],
     ["cli"],

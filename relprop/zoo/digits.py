@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,24 @@ REACH = 0.54  # radius kept free around a digit, as a part of its side: corners 
 FRAGMENTS, STROKES = 3, 3  # per canvas, at most
 ROUNDS = 2000  # of drawing positions anew before giving up
 INK = 0.3  # from here on a pixel of a digit (1 is full ink) belongs to its mask
+
+
+@dataclass(frozen=True, eq=False)
+class Handwriting:
+    """Digits to draw with: `glyphs` in [0, 1], (N, 8, 8), and which digit each is, (N,), every one of 0 to 9."""
+
+    glyphs: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.glyphs.shape != (len(self.labels), 8, 8) or set(self.labels.tolist()) != set(range(CLASSES)):
+            raise ValueError(f"handwriting is glyphs (N, 8, 8) with a label each, of 0 to {CLASSES - 1}, not "
+                             f"{tuple(self.glyphs.shape)} with {sorted(set(self.labels.tolist()))}")
+
+    @cached_property
+    def members(self) -> list[Tensor]:
+        """For each digit, its rows."""
+        return [(self.labels == label).nonzero().flatten() for label in range(CLASSES)]
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,7 @@ def canvases(
     digits: tuple[int, int] = (2, 3),
     size: int = SIZE,
     clutter: float = 1.0,
+    handwriting: Handwriting | None = None,
 ) -> Canvases:
     """Canvases with distinct, non-overlapping handwritten digits and clutter; the same for the same arguments.
 
@@ -56,7 +75,7 @@ def canvases(
 
     Args: count: B. seed: of everything drawn. split: "train" or "test", whose handwriting is drawn.
         digits: the least and the largest number of digits on a canvas. size: Y = X, in pixels.
-        clutter: brightness of all that is not a digit, 0 for none.
+        clutter: brightness of all that is not a digit, 0 for none. handwriting: to draw with instead of the split's.
     Returns: `Canvases` with B rows.
     Raises: ValueError for a negative count, an unknown split, a number of digits that is not in 0..10 or does not fit,
         or clutter outside [0, 1].
@@ -76,10 +95,13 @@ def canvases(
         raise ValueError(f"{most} digits do not fit on {size} x {size} pixels; ask for fewer digits or a larger size")
     if not 0 <= clutter <= 1:
         raise ValueError(f"clutter must be in [0, 1], got {clutter}")
-    return _draw(count, torch.Generator().manual_seed(seed), split, digits, size, clutter)
+    hand = _handwriting(split) if handwriting is None else handwriting
+    return _draw(count, torch.Generator().manual_seed(seed), hand, digits, size, clutter)
 
 
-def _draw(count: int, rng: torch.Generator, split: str, digits: tuple[int, int], size: int, clutter: float) -> Canvases:
+def _draw(
+    count: int, rng: torch.Generator, hand: Handwriting, digits: tuple[int, int], size: int, clutter: float
+) -> Canvases:
     """`canvases` after its checks."""
     least, most = digits
     per_canvas = torch.randint(least, most + 1, (count,), generator=rng)
@@ -87,7 +109,7 @@ def _draw(count: int, rng: torch.Generator, split: str, digits: tuple[int, int],
     order = torch.rand(count, CLASSES, generator=rng).argsort(1)[:, :most]  # distinct classes, (B, most)
     present = torch.arange(most) < per_canvas[:, None]  # (B, most)
     centres, sides = _places(present, rng, size)
-    ink = _render(_instances(order.flatten(), split, rng), centres.reshape(-1, 2), sides.flatten(), rng, size)
+    ink = _render(_instances(order.flatten(), hand, rng), centres.reshape(-1, 2), sides.flatten(), rng, size)
     ink = ink.reshape(count, most, size, size) * present[..., None, None]
     masks = torch.zeros(count, CLASSES, size, size, dtype=torch.bool)
     own = (ink > INK) & (ink == ink.amax(1, keepdim=True))  # a pixel shared at the rim goes to the darker ink
@@ -96,7 +118,7 @@ def _draw(count: int, rng: torch.Generator, split: str, digits: tuple[int, int],
     strength = _uniform((count, most, 1, 1), 0.7, 1.0, rng)
     digits_ink = (ink * strength).sum(1, keepdim=True)  # (B, 1, Y, X)
     free = 1 - F.max_pool2d(ink.sum(1, keepdim=True).clamp(max=1), 5, stride=1, padding=2)  # a rim of two pixels
-    things = torch.maximum(_fragments(count, split, rng, size), _strokes(count, rng, size))
+    things = torch.maximum(_fragments(count, hand, rng, size), _strokes(count, rng, size))
     ground = _shade(count, rng, size) + 0.04 * torch.randn(count, 1, size, size, generator=rng)
     return Canvases((digits_ink + clutter * (free * things + ground)).clamp(0, 1), labels, masks)
 
@@ -134,10 +156,10 @@ def _render(glyphs: Tensor, centres: Tensor, sides: Tensor, rng: torch.Generator
     return F.grid_sample(smooth, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]
 
 
-def _fragments(count: int, split: str, rng: torch.Generator, size: int) -> Tensor:
+def _fragments(count: int, hand: Handwriting, rng: torch.Generator, size: int) -> Tensor:
     """Pieces of 3 x 3 or 4 x 4 of the 64 pixels of a digit, too small to be read, (B, 1, Y, X)."""
     total = count * FRAGMENTS
-    glyphs = _instances(torch.randint(CLASSES, (total,), generator=rng), split, rng)
+    glyphs = _instances(torch.randint(CLASSES, (total,), generator=rng), hand, rng)
     corner, extent = torch.randint(0, 5, (total, 2), generator=rng), torch.randint(3, 5, (total, 1), generator=rng)
     inside = (torch.arange(8) >= corner[..., None]) & (torch.arange(8) < (corner + extent)[..., None])  # (N, 2, 8)
     piece = glyphs * (inside[:, 0, :, None] & inside[:, 1, None, :])
@@ -165,26 +187,23 @@ def _shade(count: int, rng: torch.Generator, size: int) -> Tensor:
     return F.interpolate(coarse, size=size, mode="bilinear", align_corners=True)
 
 
-def _instances(classes: Tensor, split: str, rng: torch.Generator) -> Tensor:
-    """A handwritten digit of the split for each class, (N, 8, 8) in [0, 1]."""
-    glyphs, members = _handwriting(split)
-    sizes = torch.tensor([len(m) for m in members])[classes]
+def _instances(classes: Tensor, hand: Handwriting, rng: torch.Generator) -> Tensor:
+    """A handwritten digit for each class, (N, 8, 8) in [0, 1]."""
+    sizes = torch.tensor([len(m) for m in hand.members])[classes]
     pick = (torch.rand(len(classes), generator=rng) * sizes).long().clamp(max=sizes - 1)
-    table = torch.nn.utils.rnn.pad_sequence(members, batch_first=True)
-    return glyphs[table[classes, pick]]
+    table = torch.nn.utils.rnn.pad_sequence(hand.members, batch_first=True)
+    return hand.glyphs[table[classes, pick]]
 
 
 @lru_cache
-def _handwriting(split: str) -> tuple[Tensor, list[Tensor]]:
-    """All digits, (1797, 8, 8) in [0, 1], and for each class the rows of the split."""
+def _handwriting(split: str) -> Handwriting:
+    """The digits of the split."""
     from sklearn.datasets import load_digits
 
     data = load_digits()
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(SPLIT_SEED))
     rows = order[:TEST_INSTANCES] if split == "test" else order[TEST_INSTANCES:]
-    target = torch.from_numpy(data.target)
-    members = [rows[target[rows] == label] for label in range(CLASSES)]
-    return torch.from_numpy(data.images).float() / 16, members
+    return Handwriting(torch.from_numpy(data.images).float()[rows] / 16, torch.from_numpy(data.target)[rows])
 
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, rng: torch.Generator) -> Tensor:

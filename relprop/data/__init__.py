@@ -1,0 +1,54 @@
+"""Inputs with the ground truth that an explanation should find, by name, or from files of the user's own.
+
+    >>> from relprop.data import get
+    >>> data = get("digits", count=2)
+    >>> data.name, len(data), data.examples[0].marked.shape
+    ('digits', 2, torch.Size([54, 54]))
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .canvas import digits, mnist
+from .example import Data, Example
+from .lines import SUFFIXES, texts
+from .picture import pictures
+from .review import movies, sst
+from .sequence import brackets, palindromes, sorted_lists
+
+__all__ = ["FILES", "MAKERS", "Data", "Example", "brackets", "digits", "get", "mnist", "movies", "palindromes",
+           "pictures", "sorted_lists", "sst", "texts"]
+
+MAKERS: dict[str, Callable[..., Data]] = {
+    "digits": digits, "palindromes": palindromes, "brackets": brackets, "sorted-lists": sorted_lists,
+}  # fmt: skip
+"""Data that is drawn: `maker(count, seed=...)`."""
+FILES: dict[str, Callable[..., Data]] = {"mnist": mnist, "movies": movies, "sst": sst, "pictures": pictures,
+                                         "texts": texts}
+"""Data that is read: `maker(path, count, seed=...)`."""
+
+
+def get(what: str | Path | Data, *, count: int | None = 500, seed: int = 0) -> Data:
+    """Data by what a user writes.
+
+    Args: what: a name of `MAKERS`; NAME:PATH with a name of `FILES`, such as "mnist:data/mnist"; a folder of pictures
+        with masks; a .jsonl file of texts; or `Data` already. count: how many examples; None: all there are, of drawn
+        data 500. seed: of what is drawn.
+    Raises: ValueError for what is none of these.
+    """
+    if isinstance(what, Data):
+        return what if count is None or count >= len(what) else what.take(range(count))
+    name, _, path = str(what).partition(":")
+    if str(what) in MAKERS:
+        return MAKERS[name](500 if count is None else count, seed=seed)
+    if name in FILES and path:
+        return FILES[name](path, count, seed=seed)
+    if str(what).endswith(SUFFIXES) and Path(what).is_file():
+        return texts(what, count, seed=seed)
+    if Path(what).is_dir():
+        return pictures(what, count, seed=seed)
+    if name in FILES:
+        raise ValueError(f"data {name!r} is read from files: give {name}:FOLDER")
+    raise ValueError(f"no data {str(what)!r}: neither a folder of pictures, nor a .jsonl file, nor one of "
+                     f"{', '.join(MAKERS)}, nor {', '.join(f'{known}:PATH' for known in FILES)}")

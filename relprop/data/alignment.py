@@ -1,0 +1,137 @@
+"""What should matter, brought to where a map has its entries: words to tokens, masks to the model's own pixels."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..pixels import Pixels, picture
+from ..subject import Subject
+from ..tokens import Batch, TextUnits
+from .example import Data, Example
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+TAKES = {"image": "image", "text": "text", "tokens": "text"}  # modality of data: of the model that reads it
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What should matter in one row, in the units of its map.
+
+    `groups` is the word of each entry of the map, -1 for none; None where entries themselves are marked. `marked`,
+    `labels` and `others` are as of `Example`, one for each word or entry.
+    """
+
+    groups: Tensor | None = None
+    marked: Tensor | None = None
+    labels: Tensor | None = None
+    others: Mapping[object, Tensor] = field(default_factory=dict)
+
+    def units(self, relevance: Tensor) -> Tensor:
+        """Relevance of what can be marked: words (sums over their tokens), or the entries of a map (T,) or (Y, X)."""
+        if self.groups is None:
+            return relevance
+        inside, count = self.groups >= 0, int(self.groups.max()) + 1
+        return torch.zeros(count, dtype=relevance.dtype).index_add_(0, self.groups[inside], relevance[inside])
+
+
+def prepared(subject: Subject, data: Data) -> Batch:
+    """The inputs of the data as the model takes them; token ids of unequal length are padded on the right.
+
+    Raises: ValueError for data that the model does not read.
+    """
+    if TAKES[data.modality] != subject.modality:
+        raise ValueError(f"data {data.name!r} is of {data.modality}, and {subject.name} reads {subject.modality}")
+    inputs = [one.input for one in data.examples]
+    if data.modality != "tokens":
+        return subject.prepare(inputs)
+    width = max(map(len, inputs))
+    ids = torch.tensor([[*row, *[subject.pad_token_id] * (width - len(row))] for row in inputs])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in inputs])
+    return subject.prepare({"input_ids": ids, "attention_mask": mask})
+
+
+def aligned(subject: Subject, batch: Batch, examples: Sequence[Example]) -> list[Truth]:
+    """The truth of each row of a batch that `prepared` made of these examples.
+
+    Raises: ValueError for words that do not align with the tokens, and for a mask of another size than its picture.
+    """
+    if isinstance(batch.units, TextUnits):
+        return [_words(batch.units, row, one) if one.words is not None else _tokens(batch.units, row, one)
+                for row, one in enumerate(examples)]
+    return [_pixels(subject.pixels, one) for one in examples]
+
+
+def word_of_tokens(offsets: Sequence[tuple[int, int]], words: Sequence[tuple[int, int]]) -> list[int]:
+    """For each token the word that it shares most characters with, -1 for none.
+
+    >>> word_of_tokens([(0, 0), (0, 3), (3, 6), (6, 11)], [(0, 6), (7, 11)])
+    [-1, 0, 0, 1]
+    """
+    found = []
+    for start, end in offsets:
+        shared = [min(end, stop) - max(start, begin) for begin, stop in words]
+        best = max(range(len(words)), key=shared.__getitem__) if words else -1
+        found.append(best if words and shared[best] > 0 else -1)
+    return found
+
+
+def _words(units: TextUnits, row: int, example: Example) -> Truth:
+    """Truth of a text whose words are known. Words behind the end of a text that was cut are left out."""
+    if units.texts[row] != example.input:
+        raise ValueError(f"where the tokens of row {row} stand in its text is not known, so that its words do not "
+                         "align; use a fast tokenizer")
+    offsets = [(0, 0) if special else place for special, place in zip(units.special[row], units.offsets[row])]
+    found = word_of_tokens(offsets, example.words)
+    covered, last = set(found), max(end for _, end in offsets)
+    lost = next((word for word, (start, _) in enumerate(example.words) if word not in covered and start < last), None)
+    if lost is not None:
+        start, end = example.words[lost]
+        raise ValueError(f"word {lost} of row {row}, {example.input[start:end]!r}, has no token of its own, so that "
+                         "words and tokens do not align; join it to its neighbour")
+    kept = max(covered) + 1
+    cut = lambda value: None if value is None else value[:kept]
+    return Truth(torch.tensor(found), cut(example.marked), cut(example.labels))
+
+
+def _tokens(units: TextUnits, row: int, example: Example) -> Truth:
+    """Truth of token ids: the tokens that are no padding are what is marked."""
+    if example.marked is None:
+        return Truth()
+    own = [not padding for padding in units.padding[row]]
+    groups = torch.tensor([sum(own[:at]) if inside else -1 for at, inside in enumerate(own)])
+    if int(groups.max()) + 1 != len(example.marked):
+        raise ValueError(f"{len(example.marked)} marks for the {int(groups.max()) + 1} tokens of row {row}; "
+                         "they do not align")
+    return Truth(groups, example.marked)
+
+
+def _pixels(pixels: Pixels, example: Example) -> Truth:
+    if example.marked is None:
+        return Truth()
+    shape = (example.input.shape[:2] if hasattr(example.input, "shape") else picture(example.input).size[::-1])
+    place = lambda mask: _placed(pixels, mask, tuple(shape))
+    return Truth(None, place(example.marked), None, {name: place(mask) for name, mask in example.others.items()})
+
+
+def _placed(pixels: Pixels, mask: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A mask as the model's preparation of pictures moves it (it may resize and crop a picture of the right size, too):
+    drawn white on black, prepared, and cut halfway."""
+    import numpy as np
+
+    if tuple(mask.shape) != shape:
+        raise ValueError(f"a mask of {tuple(mask.shape)} for a picture of {shape}; a mask has the size of its picture")
+    drawn = (np.where(mask.numpy(), 255, 0)).astype(np.uint8)
+    white, black, moved = pixels.read([_levels(one, pixels) for one in (np.full_like(drawn, 255), 0 * drawn, drawn)])
+    return ((moved - black) / (white - black)).mean(0) > 0.5
+
+
+def _levels(plane: ndarray, pixels: Pixels) -> ndarray:
+    import numpy as np
+
+    return plane if pixels.channels == 1 else np.repeat(plane[..., None], 3, -1)
