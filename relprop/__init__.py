@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from . import anatomy, check, composite, nn, ops, view, zoo
+    from . import anatomy, check, composite, data, nn, ops, view, zoo
     from .address import Address
+    from .benchmark import Benchmark, benchmark
     from .composite import Composite
     from .errors import IndependentOutput, LedgerError, RelpropError, UnruledOp
     from .explain import METHODS, Comparison, Explanation, compare, explain, open
@@ -37,15 +38,16 @@ _HOME = {  # where each name is defined
     "subject": ("Subject",),
     "load": ("load",),
     "explain": ("METHODS", "Comparison", "Explanation", "compare", "explain", "open"),
+    "benchmark": ("Benchmark", "benchmark"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("anatomy", "check", "composite", "nn", "ops", "view", "zoo")
+_MODULES = ("anatomy", "check", "composite", "data", "nn", "ops", "view", "zoo")
 
 __all__ = [
-    "METHODS", "Address", "Class", "Comparison", "Composite", "Contrast", "Curve", "Explanation", "Function",
-    "IndependentOutput", "Ledger", "LedgerError", "Probability", "Relevance", "RelpropError", "Subject", "Target",
-    "Token", "UnruledOp", "anatomy", "check", "compare", "composite", "explain", "load", "nn", "open", "ops", "view",
-    "zoo",
+    "METHODS", "Address", "Benchmark", "Class", "Comparison", "Composite", "Contrast", "Curve", "Explanation",
+    "Function", "IndependentOutput", "Ledger", "LedgerError", "Probability", "Relevance", "RelpropError", "Subject",
+    "Target", "Token", "UnruledOp", "anatomy", "benchmark", "check", "compare", "composite", "data", "explain",
+    "load", "nn", "open", "ops", "view", "zoo",
 ]  # fmt: skip
 
 

@@ -174,6 +174,56 @@ def compare(
 
 
 @app.command()
+def benchmark(
+    model: Annotated[str, typer.Option("--model", "-m", metavar="NAME", help=(
+        "A bundled name, a folder, a hub id, or timm/NAME."
+    ))],
+    data: Annotated[str, typer.Option("--data", "-d", metavar="DATA", help=(
+        "digits, palindromes, brackets, sorted-lists; mnist:FOLDER, movies:FOLDER, sst:FOLDER; "
+        "a folder of pictures with masks; or a .jsonl of texts."
+    ))],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help=(
+        "Where everything is written, and a run that was stopped goes on."
+    ))],
+    methods: Annotated[list[str] | None, typer.Option("--methods", metavar="METHOD", help=(
+        "What to compare, with commas or once for each; all are tested against the first. "
+        f"[default: {','.join(COMPARED)}]"
+    ))] = None,
+    metrics: Annotated[list[str] | None, typer.Option("--metrics", metavar="METRIC", help=(
+        "What to measure, with commas or once for each. [default: all that apply and are not costly]"
+    ))] = None,
+    count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="Examples, at most.")] = 500,
+    every: Annotated[bool, typer.Option("--every", help="Also inputs that the model gets wrong.")] = False,
+    baseline: Annotated[str | None, typer.Option("--baseline", metavar="NAME", help=(
+        "What stands for what is removed: mask, unk, pad, delete or a token's id; median, mean, zero, blur. "
+        "[default: the mask token, the median colour]"
+    ))] = None,
+    by: Annotated[str | None, typer.Option("--by", metavar="UNIT", help=(
+        "token or word, what is removed of a text; patch, to measure pictures by patches."
+    ))] = None,
+    seed: Seed = 0, batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help=(
+        "Inputs in one pass, and in one file."
+    ))] = 32,
+    as_json: AsJson = False, device: Device = None, dtype: Dtype = None,
+) -> None:  # fmt: skip
+    """Measure methods on data: a table with intervals and controls.
+
+    Under accelerate launch -m relprop benchmark ... several processes share the work.
+    """
+    subject = _subject(model, device or _own_device(), dtype)
+    from .benchmark import benchmark as run
+
+    baseline = int(baseline) if baseline is not None and baseline.isdecimal() else baseline
+    found = run(
+        subject, data, methods=_listed(methods) or COMPARED, metrics=_listed(metrics), out=out, count=count,
+        correct_only=not every, baseline=baseline, by=by, seed=seed, batch_size=batch_size, show_progress=_watched(),
+    )  # fmt: skip
+    if os.environ.get("RANK", "0") == "0":
+        table = f"{found.written().T.to_string()}\n\n{found.cost.to_string(float_format='{:.3g}'.format)}"
+        typer.echo(found.to_json() if as_json else f"{table}\n\nAll of it: {out}/table.html .csv .json .svg, rows.csv")
+
+
+@app.command()
 def models(
     methods: Annotated[bool, typer.Option("--methods", help="List the methods instead.")] = False,
     as_json: AsJson = False,
@@ -277,6 +327,23 @@ def read(input: str) -> tuple[list[Any], str]:
     if Path(input).suffix.lower() in FILE_SUFFIXES and not any(map(str.isspace, input)):
         raise FileNotFoundError(f"no file {input}")
     return _texts(input.replace("\n", " "), "the text"), "text"
+
+
+def _listed(names: list[str] | None) -> list[str] | None:
+    """Names that were given once for each, or with commas.
+
+    >>> _listed(["a,b", "c"])
+    ['a', 'b', 'c']
+    """
+    return None if names is None else [name.strip() for each in names for name in each.split(",") if name.strip()]
+
+
+def _own_device() -> str | None:
+    """The GPU of this process among several of one machine."""
+    import torch
+
+    own = os.environ.get("LOCAL_RANK")
+    return f"cuda:{own}" if own is not None and torch.cuda.is_available() else None
 
 
 def _file(path: Path) -> tuple[list[Any], str]:

@@ -29,6 +29,7 @@ LEVELS = [
     ["data"],
     ["load"],
     ["explain"],
+    ["benchmark"],
     ["cli"],
     ["__init__", "__main__"],
 ]

@@ -3,5 +3,6 @@
 from .curve import Curve
 from .ledger import Ledger
 from .relevance import Relevance, read, write
+from .table import Cell, Cost, Table
 
-__all__ = ["Curve", "Ledger", "Relevance", "read", "write"]
+__all__ = ["Cell", "Cost", "Curve", "Ledger", "Relevance", "Table", "read", "write"]

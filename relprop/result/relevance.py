@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..errors import Undefined
 from ..tokens import ImageUnits, TextUnits, Units, units
 from . import archive
 from .curve import Curve
@@ -29,7 +30,7 @@ class Relevance:
     X), or of the entries of a plain tensor. `inputs` is the relevance of each leaf in its full shape, `latents` that of
     addresses inside.
 
-    Raises: ValueError for NaN or inf in the map, and for rows that do not agree.
+    Raises: Undefined for NaN or inf in the map, ValueError for rows that do not agree.
     """
 
     map: Tensor  # (B, T) or (B, Y, X)
@@ -49,7 +50,7 @@ class Relevance:
     def __post_init__(self) -> None:
         bad = int((~self.map.isfinite()).sum())
         if bad:
-            raise ValueError(
+            raise Undefined(
                 f"{bad} of {self.map.numel()} entries of the map by {self.method} are NaN or inf; are the weights and "
                 "the input finite? float16 overflows: try float32"
             )

@@ -1,0 +1,78 @@
+"""What was measured, in files that are whole or not there: a folder of shards, one for each method and chunk of rows.
+
+A shard is JSON lines, one a row, written beside its place and moved there at once, so that a run that is killed leaves
+whole shards and loses no more than those it was at. A row is counted once, since its shard has one name only.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+CONFIG, ROWS = "config.json", "rows"
+
+
+def write(path: Path, lines: Sequence[Mapping[str, object]]) -> None:
+    """The lines as a file that appears whole."""
+    _appear(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+
+
+def read(path: Path) -> list[dict]:
+    """The lines of a shard."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def place(folder: Path, number: int, method: str, start: int) -> Path:
+    """File of a method's rows from `start` on. `number` keeps methods apart whose names look alike in a file system."""
+    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", method).strip("-") or "method"
+    return folder / ROWS / f"{number:02d}-{slug}" / f"{start:06d}.jsonl"
+
+
+def settle(folder: Path, config: Mapping[str, object]) -> None:
+    """The folder made ready for this configuration, which is written into it.
+
+    Raises: ValueError for a folder with another configuration, naming what differs, or with other things in it.
+    """
+    config = json.loads(json.dumps(config))  # as it will be read back
+    path = folder / CONFIG
+    if path.is_file():
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if changed := list(differences(held, config)):
+            raise ValueError(f"{folder} holds a benchmark of another configuration: {'; '.join(changed)}. "
+                             "Choose another folder, or delete this one to start anew")
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there and holds no benchmark; choose a new or an empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    _appear(path, json.dumps(config, indent=1) + "\n")
+
+
+def differences(held: object, asked: object, path: str = "") -> Iterator[str]:
+    """What differs between two configurations: `path: held there, asked here`.
+
+    >>> list(differences({"seed": 0, "methods": ["a"]}, {"seed": 1, "methods": ["a"]}))
+    ['seed: 0 there, 1 here']
+    """
+    if isinstance(held, Mapping) and isinstance(asked, Mapping):
+        for name in dict.fromkeys([*held, *asked]):
+            below = f"{path}.{name}" if path else str(name)
+            yield from differences(held.get(name, "nothing"), asked.get(name, "nothing"), below)
+    elif held != asked:
+        yield f"{path}: {_short(held)} there, {_short(asked)} here"
+
+
+def _short(value: object) -> str:
+    text = value if value == "nothing" else json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _appear(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
