@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from . import anatomy, check, composite, data, nn, ops, view, zoo
+    from . import anatomy, captum, check, composite, data, nn, ops, quantus, view, zoo
     from .address import Address
     from .benchmark import Benchmark, benchmark
     from .composite import Composite
@@ -41,13 +41,13 @@ _HOME = {  # where each name is defined
     "benchmark": ("Benchmark", "benchmark"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("anatomy", "check", "composite", "data", "nn", "ops", "view", "zoo")
+_MODULES = ("anatomy", "captum", "check", "composite", "data", "nn", "ops", "quantus", "view", "zoo")
 
 __all__ = [
     "METHODS", "Address", "Benchmark", "Class", "Comparison", "Composite", "Contrast", "Curve", "Explanation",
     "Function", "IndependentOutput", "Ledger", "LedgerError", "Probability", "Relevance", "RelpropError", "Subject",
-    "Target", "Token", "UnruledOp", "anatomy", "benchmark", "check", "compare", "composite", "data", "explain",
-    "load", "nn", "open", "ops", "view", "zoo",
+    "Target", "Token", "UnruledOp", "anatomy", "benchmark", "captum", "check", "compare", "composite", "data",
+    "explain", "load", "nn", "open", "ops", "quantus", "view", "zoo",
 ]  # fmt: skip
 
 
