@@ -240,6 +240,9 @@ def test_texts_are_measured_against_rationales_and_labels(tmp_path):
         assert found.cell(metric, "attnlrp").mean > 0.8 > found.cell(metric, "reversed").mean + 0.2
         assert found.cell(metric, "attnlrp").rows >= 5
     assert found.cell("area", "attnlrp").mean > found.cell("area", "random").mean
+    hidden = benchmark("reviews-bert", path, methods=["attnlrp"], metrics=["area"], by="word", baseline="delete",
+                       **QUIET)
+    assert 0 < hidden.cell("area", "attnlrp").mean != found.cell("area", "attnlrp").mean
 
 
 def test_sequences_are_measured_where_the_answer_is_known(shared):

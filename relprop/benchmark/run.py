@@ -161,28 +161,27 @@ class Chunk:
         """The rows that are explained."""
         return self.whole.take(self.right)
 
-    @cached_property
-    def plain(self) -> float:
-        """Seconds of one forward and backward, a row."""
-        return plain_seconds(self.run.subject, self.rows.batch, self.rows.targets) / len(self.right)
-
     def lines(self, method: Method) -> list[dict]:
         """One line a row: its values by metric, or why there is none, and what its map cost."""
-        groups = self.data.groups()
-        found = [{"row": self.start + row, "group": self._group(groups[row], row)} for row in range(len(self.data))]
+        found = [{"row": row, "group": one.group or f"row {row}"}
+                 for row, one in enumerate(self.data.examples, start=self.start)]
         for row in set(range(len(self.data))) - set(self.right):
             found[row]["skipped"] = WRONG
         if self.right:
-            made = method.made(self.rows.batch, self.rows.targets)
-            cost = {} if method.control else {"forwards": made.forwards, "backwards": made.backwards,
-                                              "seconds": made.seconds / len(self.right), "plain": self.plain}
+            made, cost = self._made(method)
             for row, (values, reasons) in zip(self.right, self._measured(method, made), strict=True):
                 found[row] |= {"values": values, "undefined": reasons, **cost}
         return found
 
-    def _group(self, group: str, row: int) -> str:
-        own = self.data.examples[row].group
-        return group if own is not None else f"row {self.start + row}"
+    def _made(self, method: Method) -> tuple[Made, dict[str, float]]:
+        """Maps, and what one cost; next to a plain forward and backward, so that a drifting machine cancels."""
+        batch, targets = self.rows.batch, self.rows.targets
+        if method.control:
+            return method.made(batch, targets), {}
+        plain = plain_seconds(self.run.subject, batch, targets) / batch.rows
+        made = method.made(batch, targets)
+        return made, {"forwards": made.forwards, "backwards": made.backwards, "seconds": made.seconds / batch.rows,
+                      "plain": plain}
 
     def _measured(self, method: Method, made: Made) -> list[tuple[dict[str, float], dict[str, str]]]:
         """Values, and reasons for those that are not there, of each row that was explained."""

@@ -73,10 +73,6 @@ class Data:
         found = (getattr(one, what) for one in self.examples)
         return any(value is not None and len(value) for value in found)
 
-    def groups(self) -> list[str]:
-        """Of each example; one without has its own."""
-        return [one.group or f"row {row}" for row, one in enumerate(self.examples)]
-
     def take(self, rows: Sequence[int]) -> Data:
         """The data of these rows."""
         return Data(self.name, self.modality, [self.examples[row] for row in rows], self.about)
