@@ -208,7 +208,7 @@ class _Run:
         tensors = [flat[i] for i in places]
         grads = torch.autograd.grad(again.sum(), tensors, allow_unused=True)
         parts = [(g, t.detach()) for t, g in zip(tensors, grads, strict=True) if g is not None]
-        flow = size + sum(journal.dot(g.abs(), t.abs()).to("cpu", torch.float64) for g, t in parts)
+        flow = size + sum(journal.dot(g, t, magnitude=True).to("cpu", torch.float64) for g, t in parts)
         rest = value.detach().to("cpu", torch.float64) - sum(
             journal.dot(g, t).to("cpu", torch.float64) for g, t in parts)
         if bool((rest.abs() > tolerance(self.dtype) * 1e-3 * flow).any()):

@@ -12,6 +12,9 @@ from torch import Tensor
 
 BIAS, SOFTMAX, STABILIZER, CONSTANT = "biases", "softmax", "stabilizer", "other constants"
 ACTIVATION, NORM, PRODUCT = "activations", "norms", "products"
+
+CHUNK = 1 << 22
+"""Entries that a sum multiplies at a time: 16 MiB in float32, where the logits of a language model are hundreds."""
 _READERS, _KEPT = "_relprop_readers", "_relprop_kept"
 _ROUNDED = 1e-4  # more than this of what is added up is not lost to rounding
 
@@ -115,28 +118,35 @@ class Journal:
         if parts and bool((lost.abs() <= _ROUNDED * size).all()):
             self.book(name, lost)
 
-    def dot(self, g: Tensor, x: Tensor) -> Tensor:
-        """Sum of g x over all but the rows of the batch, (B,). `x` broadcasts to `g`."""
+    def dot(self, g: Tensor, x: Tensor, *, magnitude: bool = False) -> Tensor:
+        """Sum of g x, or of its `magnitude`, over all but the rows of the batch, (B,). `x` broadcasts to `g`."""
         g = g.detach().to(torch.promote_types(g.dtype, self.precision))
         x = x.to(g.dtype)
-        total = self._dot(g, x)
+        total = self._dot(g, x, magnitude)
         if torch.isfinite(total).all():
             return total
         finite = torch.isfinite(x)  # a masked score passes nothing back: 0, not 0 x inf
-        return self._dot(g, x.masked_fill(~finite, 0)) if not finite.all() else total
+        return self._dot(g, x.masked_fill(~finite, 0), magnitude) if not finite.all() else total
 
-    def _dot(self, g: Tensor, x: Tensor) -> Tensor:
+    def _dot(self, g: Tensor, x: Tensor, magnitude: bool) -> Tensor:
         if g.numel() == 0:
             return g.new_zeros(self.rows)
         rows = self.layout.dim(g)
         if rows is None:
-            return ((g * x).sum() / self.rows).expand(self.rows)
-        if x.numel() == x.shape[-1:].numel() and x.dim() and x.shape[-1] == g.shape[-1] and g.dim() > 1 and rows == 0:
+            product = (g * x).abs_() if magnitude else g * x
+            return (product.sum() / self.rows).expand(self.rows)
+        lasting = x.dim() and x.numel() == x.shape[-1] == g.shape[-1] and g.dim() > 1  # one number a feature
+        if lasting and rows == 0 and not magnitude:
             per_position = torch.mv(g.reshape(-1, g.shape[-1]), x.reshape(-1))  # a bias: one pass over g
             return per_position.reshape(self.rows, -1).sum(1, dtype=torch.float64)
-        product = (g * x).movedim(rows, 0)
-        if product.dim() > 2:
-            product = product.sum(-1)  # features in g's precision, in pairs; more exact than a dot product, and faster
+        if rows == 0 and g.dim() > 2 and g.numel() > CHUNK:
+            several = max(1, CHUNK // g.shape[-1])
+            pairs = zip(*(t.reshape(-1, g.shape[-1]).split(several) for t in (g, x.expand(g.shape))), strict=True)
+            product = torch.cat([((a * b).abs_() if magnitude else a * b).sum(-1) for a, b in pairs])
+        else:
+            product = ((g * x).abs_() if magnitude else g * x).movedim(rows, 0)
+            # features in g's precision, in pairs: more exact than a dot product, and faster
+            product = product.sum(-1) if product.dim() > 2 else product
         return product.reshape(self.rows, -1).sum(1, dtype=torch.float64)
 
 

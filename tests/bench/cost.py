@@ -2,8 +2,7 @@
 
 Run: python tests/bench/cost.py [--models vit bert gpt2 llama] [--methods attnlrp cp-lrp ...] [--repeats 5]
 Time is the median of ratios of interleaved pairs, so that a drifting machine cancels. Memory is the peak that PyTorch's
-profiler sees above what was there before, model included in neither. What is explained is the prediction, which is also
-what the ledger's error is relative to.
+profiler sees above what was there before, model included in neither. What is explained is the logit of one class or of one next token.
 """
 
 import argparse
@@ -42,14 +41,14 @@ def case(name: str) -> Case:
     torch.manual_seed(0)
     if name.startswith("vit"):
         model = timm.create_model("vit_base_patch16_224", pretrained=False)
-        return Case(model, (torch.randn(int(name[4:]), 3, 224, 224),), {}, lambda out: out.amax(1))
+        return Case(model, (torch.randn(int(name[4:]), 3, 224, 224),), {}, lambda out: out[:, 7])
     if name == "bert":
         model = hf.BertForSequenceClassification(hf.BertConfig())
-        return Case(model, (), _text(model, 8, 128), lambda out: out.logits.amax(1))
+        return Case(model, (), _text(model, 8, 128), lambda out: out.logits[:, 1])
     config = hf.GPT2Config() if name == "gpt2" else hf.LlamaConfig(
         vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12)
     model = hf.AutoModelForCausalLM.from_config(config)
-    return Case(model, (), _text(model, 2, 256) | {"use_cache": False}, lambda out: out.logits[:, -1].amax(1))
+    return Case(model, (), _text(model, 2, 256) | {"use_cache": False}, lambda out: out.logits[:, -1, 7])
 
 
 def _text(model: nn.Module, rows: int, tokens: int) -> dict[str, Tensor]:
