@@ -28,8 +28,9 @@ from .journal import BIAS, STABILIZER, Journal
 
 @dataclass(frozen=True)
 class Affine:
-    """A linear map: `product(x, W)` gives x W, `transpose(s, W)` its adjoint; `bias` broadcasts to the output, `outputs` is
-    the dimension of W that counts them, where they are the last dimension of y.
+    """A linear map: `product(x, W)` gives x W, `transpose(s, W)` its adjoint.
+
+    `bias` broadcasts to the output; `outputs` is the dimension of W that counts them, if y has them last.
     """
 
     product: Callable[[Tensor, Tensor], Tensor]

@@ -2,7 +2,8 @@
 
 Run: python tests/bench/cost.py [--models vit bert gpt2 llama] [--methods attnlrp cp-lrp ...] [--repeats 5]
 Time is the median of ratios of interleaved pairs, so that a drifting machine cancels. Memory is the peak that PyTorch's
-profiler sees above what was there before, model included in neither. What is explained is the logit of one class or of one next token.
+profiler sees above what was there before, model included in neither. What is explained is the logit of one class or of
+one next token.
 """
 
 import argparse
