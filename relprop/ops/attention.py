@@ -88,11 +88,11 @@ def scaled_dot_product_attention(call: Call, query: Tensor, key: Tensor, value: 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return call.func(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
-    if of_softmax is softmax.hold:
+    if of_softmax is softmax.hold and not call.open:
         if not dependent(value):
             return run(query, key, value).detach()
         return HeldPattern.apply(query.detach(), key.detach(), value, run, attn_mask, is_causal, factor)
-    fused = of_softmax is softmax.taylor and of_product in (product.uniform, product.gradient)
+    fused = not call.open and of_softmax is softmax.taylor and of_product in (product.uniform, product.gradient)
     if dependent(attn_mask) or not fused:
         return call.retrace(lambda: opened(query, key, value, attn_mask, is_causal, factor))
     if of_product is product.uniform:

@@ -22,7 +22,8 @@ class Call:
 
     `func` is the torch function as the model called it, `kind` its row of the table, `path` the module it was called
     in, `rule` what the composite says for it. `origin` names a constant ("position embeddings"); `retrace` runs a
-    function so that the torch calls inside it are intercepted in their turn; `rows`, where known, those of the batch.
+    function so that the torch calls inside it are intercepted in their turn; `rows`, where known, those of the batch;
+    `open` keeps a fused attention from staying fused, for those who want its pattern.
     """
 
     func: Callable[..., Any]
@@ -33,6 +34,7 @@ class Call:
     origin: Callable[[Tensor], str] = field(default=lambda tensor: CONSTANT)
     retrace: Callable[[Callable[..., Any]], Any] = field(default=lambda function: function())
     rows: Rows | None = None
+    open: bool = False
 
     def constant(self, constant: Tensor | float, output: Tensor, name: str | None = None) -> None:
         """Book a constant added at `output`, under its own name where it has one."""
