@@ -162,6 +162,28 @@ def deep_taylor() -> Composite:
         pixels=linear.z_box)
 
 
+def chefer() -> Composite:
+    """The rules of Chefer et al. 2021 to the letter, for the maps that are made of them (`transformer-attribution` and
+    kin): deep Taylor in linear maps, entry by entry through norms, softmax and activations, half to each factor of a
+    product, the ratio rule at every sum. Conservative up to what constants take; grows large where entries are near
+    zero.
+    """
+    linear_maps = partial(linear.z_plus, eps=1e-9)
+    return Composite("chefer", UP_TO_BIASES, {
+        "linear": linear_maps, "conv": linear_maps, "norm": norm.identity, "softmax": softmax.identity,
+        "activation": activation.identity, "matmul": matmul.uniform, "add": add.ratio_of_all, "mul": mul.uniform},
+        pixels=partial(linear.z_box, eps=1e-9))
+
+
+def chefer_lrp() -> Composite:
+    """The rules of the LRP baselines in the code of Chefer et al. 2021 ("LRP", "partial LRP"): as `chefer`, but each
+    sign of a linear map by itself, and sums without the ratio. Not conservative: relevance grows from layer to layer.
+    """
+    linear_maps = partial(linear.z_plus_apart, eps=1e-9)
+    return chefer().but("chefer-lrp", conservation=NOT, rules={
+        "linear": linear_maps, "conv": linear_maps, "add": add.zero})
+
+
 def epsilon(eps: float = 1e-6) -> Composite:
     """LRP-epsilon in linear maps and sums (Bach et al. 2015), the held pattern in attention, the held scale in norms.
 

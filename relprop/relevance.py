@@ -5,8 +5,9 @@ pixels) is the business of the levels above.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -15,13 +16,13 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .composite import Composite, get
 from .errors import IndependentOutput, LedgerError
-from .numerics import relevance_of, tolerance
+from .numerics import relevance_of, stabilize, tolerance
 from .ops import Journal
-from .ops.call import dependent
+from .ops.call import Turn, dependent
 from .ops.journal import STABILIZER, Rows
 from .result import Ledger
 from .still import settled
-from .trace import ROUNDING, Interception, Tap, intercepted
+from .trace import ROUNDING, STREAM, Attending, Attention, Interception, Tap, intercepted
 
 TARGET = "target function"
 TOKEN_NAMES = ("input_ids", "decoder_input_ids")
@@ -72,6 +73,96 @@ def propagate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], v
     if found.ledger is not None:
         _close(found, run.precision)
     return _spread(found) if spread_bias else found
+
+
+@dataclass(frozen=True, eq=False)
+class Pattern:
+    """What was found of one attention. `weights`, `slope` (gradient of the explained value) and `relevance` (None if it
+    was not asked for) are (B, H, T, S), `values` (B, H, S, K) or as the model has them. See `trace.Attention`.
+    """
+
+    path: str
+    weights: Tensor
+    slope: Tensor
+    relevance: Tensor | None
+    values: Tensor
+    queries: str | None
+    keys: str | None
+
+    @staticmethod
+    def of(attention: Attention, slope: Tensor, per_unit: Tensor | None, rows: int) -> "Pattern":
+        weights = attention.weights.detach()
+        whole = [None if t is None else _by_head(t, rows)
+                 for t in (weights, slope, None if per_unit is None else weights * per_unit)]
+        return Pattern(attention.path, *whole, attention.values.detach(), attention.queries, attention.keys)
+
+
+@dataclass(frozen=True, eq=False)
+class Attended:
+    """The output of a forward pass, the explained values (B,), and its attention patterns in order.
+
+    `end_slope`: gradient of the value at the last tensor (B, T, D) that holds the last pattern's query positions, whose
+    size says which of them the value is read from; None if no module returns one.
+    """
+
+    output: Any
+    value: Tensor
+    patterns: list[Pattern]
+    end_slope: Tensor | None
+
+
+def attend(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Value, *,
+           composite: str | Composite | None = None, layers: slice = slice(None), unruled: str = "error") -> Attended:
+    """Every attention pattern with its gradient and, under a `composite`, its relevance where the value's own is one.
+
+    d y / d A and R_A = A x relevance per unit, from one forward pass: one backward pass for the gradients, and one for
+    the relevance, neither further down than the lowest pattern of `layers`.
+
+    Args: value: as of `propagate`. composite: rules of the relevance; None for gradients alone. layers: of all
+        attentions in the order in which they run, which are wanted.
+    Raises: as of `propagate`; ValueError if the model has no attention.
+    """
+    run = _Run(model, args, kwargs, value, get(composite or "gradient"), False, {}, (), unruled)
+    found = run.attended(layers, composite is not None)
+    if found is None:
+        found = _side_by_side([run.of_row(row).attended(layers, composite is not None) for row in range(run.rows)])
+    if not found.patterns:
+        raise ValueError(NO_ATTENTION)
+    return found
+
+
+NO_ATTENTION = ("no attention was found in the model's forward, neither a softmax of scores nor "
+                "scaled_dot_product_attention; use a method that needs none, such as input-x-gradient")
+
+
+def _by_head(t: Tensor, rows: int) -> Tensor:
+    """(B H, T, S) as (B, H, T, S)."""
+    return t if t.dim() == 4 else t.unflatten(0, (rows, -1))
+
+
+def _places(attention: Attention) -> tuple[int, int]:
+    """Numbers of query and key positions."""
+    return tuple(attention.weights.shape[-2:])
+
+
+def _grads(value: Tensor, tensors: list[Tensor], start: Tensor, retain: bool) -> list[Tensor]:
+    """Gradient of the values at each tensor, zeros where it is not reached."""
+    if not tensors:
+        return []
+    found = torch.autograd.grad(value, tensors, start, allow_unused=True, retain_graph=retain)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
+
+
+def _side_by_side(rows: list[Attended]) -> Attended:
+    """Runs of one row each as one run of the batch."""
+    def joined(tensors: list[Tensor | None]) -> Tensor | None:
+        return None if tensors[0] is None else torch.cat(tensors)
+
+    patterns = [replace(one[0], **{name: joined([getattr(p, name) for p in one])
+                                   for name in ("weights", "slope", "relevance", "values")})
+                for one in zip(*(row.patterns for row in rows), strict=True)]
+    return Attended([row.output for row in rows], torch.cat([row.value for row in rows]), patterns,
+                    joined([row.end_slope for row in rows]))
 
 
 @dataclass
@@ -137,20 +228,9 @@ class _Run:
         rows = Rows(self.rows)
         journal = Journal(rows, torch.promote_types(self.dtype, torch.float32)) if self.ledger else None
         taps = {**self.taps, **{f"layer {path}": Tap(path) for path in self.layers}}
-        with ExitStack() as stack:
-            stack.enter_context(settled(self.model))
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            # what a checkpoint recomputes must meet the interception, which lives in this thread
-            stack.enter_context(torch.autograd.set_multithreading_enabled(False))
-            leaves, args, kwargs = self._leaves()
-            mode = stack.enter_context(intercepted(
-                self.model, self.composite, journal=journal, token_ids=self._token_ids(), taps=taps,
-                unruled=self.unruled, precision=self.dtype, rows=rows))
-            output = self.model(*args, **kwargs)
+        with self.ran(rows, journal=journal, taps=taps) as (mode, leaves, output):
             with torch._C.DisableTorchFunction():
                 value = self._value(output)
-                leaves = {**leaves, **mode.leaves}
                 flow = None if journal is None else self._book_target(journal, output, value)
             relevance = self._backward(leaves, value)
             if journal is not None:
@@ -159,6 +239,43 @@ class _Run:
         if not rows.exact:
             return None
         return self._found(output, value, relevance, mode, journal, flow)
+
+    @contextmanager
+    def ran(self, rows: Rows, **options: Any) -> Iterator[tuple[Interception, dict[str, Tensor], Any]]:
+        """The forward pass under the rules, in a `with` block for the ways back: the interception, the leaves by name
+        and the output. Options as of `intercepted`.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(settled(self.model))
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            # what a checkpoint recomputes must meet the interception, which lives in this thread
+            stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+            leaves, args, kwargs = self._leaves()
+            mode = stack.enter_context(intercepted(
+                self.model, self.composite, token_ids=self._token_ids(), unruled=self.unruled, precision=self.dtype,
+                rows=rows, **options))
+            output = self.model(*args, **kwargs)
+            yield mode, {**leaves, **mode.leaves}, output
+
+    def attended(self, layers: slice, two_ways: bool) -> "Attended | None":
+        """Patterns with their gradients and, with `two_ways`, their relevance; None where rows cannot be told apart."""
+        rows, turn = Rows(self.rows), Turn()
+        with self.ran(rows, kind=Attending, turn=turn if two_ways else None) as (mode, _, output):
+            with torch._C.DisableTorchFunction():
+                value = self._value(output)
+                wanted = mode.attentions[layers]
+                end = mode.ends.get(_places(wanted[-1])[0]) if wanted else None
+                weights = [attention.weights for attention in wanted]
+                turn.plain = True
+                slopes = _grads(value, [*weights, *([] if end is None else [end])], torch.ones_like(value), two_ways)
+                turn.plain = False
+                per_unit = _grads(value, weights, 1 / stabilize(value.detach()), False) if two_ways else []
+        if not rows.exact:
+            return None
+        found = [Pattern.of(attention, slope, share, self.rows)
+                 for attention, slope, share in zip_longest(wanted, slopes[:len(wanted)], per_unit)]
+        return Attended(output, value.detach(), found, slopes[-1] if end is not None else None)
 
     def _leaves(self) -> tuple[dict[str, Tensor], tuple[Any, ...], dict[str, Any]]:
         """The floating inputs as leaves, and the arguments that carry them into the model."""
@@ -169,6 +286,7 @@ class _Run:
                 return value
             carrier = leaves[name].clone()  # the model may update its input in place; a leaf may not be
             carrier._relprop_input = True
+            setattr(carrier, STREAM, name)
             return carrier
 
         args = tuple(carried(str(i), a) for i, a in enumerate(self.args))

@@ -129,6 +129,13 @@ def z_plus(x: Tensor, W: Tensor, b: Tensor, R: Tensor, *, bias: bool = False) ->
     return spread(split(parts)[0], split(b)[0] if bias else torch.zeros_like(b), R)
 
 
+@of(linear.z_plus_apart)
+def z_plus_apart(x: Tensor, W: Tensor, b: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
+    found = [spread(sign(x) * sign(W), torch.zeros_like(b), R)[0]
+             for sign in (lambda t: split(t)[0], lambda t: split(t)[1])]
+    return sum(found), torch.zeros_like(R[0])
+
+
 @of(linear.alpha_beta)
 def alpha_beta(x: Tensor, W: Tensor, b: Tensor, R: Tensor, *, alpha: float = 2.0, beta: float = 1.0,
                bias: bool = True) -> tuple[Tensor, Tensor]:
@@ -276,6 +283,11 @@ def add_ratio(a: Tensor, b: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
     total = sum(R.flatten().tolist())
     share_a, share_b = abs(A) / (abs(A) + abs(B)), abs(B) / (abs(A) + abs(B))
     return R_a / A * share_a * total, R_b / B * share_b * total
+
+
+@of(add.ratio_of_all)
+def add_ratio_of_all(a: Tensor, b: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
+    return add_ratio(a, b, R)
 
 
 @of(mul.uniform)

@@ -177,11 +177,14 @@ def test_sum(function, rule):
         by_row(relevance, expected)
 
 
+@parametrize("first", [True, False])
 @parametrize("rule", variants(add), ids=name)
-def test_a_constant_term_absorbs_its_share(rule):
-    a, b, R = randn(3, 4, 2), randn(1, 1, 2), randn(3, 4, 2)
-    (found,), absorbed = propagated(lambda a: b + a, [a], R, {"add": rule})
-    of_a, of_b = add_shares(a, b.expand_as(a), R)
+def test_a_constant_term_absorbs_its_share(rule, first):
+    """Entry by entry, and by `ratio_of_all` alone as the rule shares between terms that move."""
+    a, b, R = randn(3, 4, 2), randn(1, 4, 2), randn(3, 4, 2)
+    (found,), absorbed = propagated(lambda a: a + b if first else torch.add(b, a), [a], R, {"add": rule})
+    pairs = by_oracle(add.ratio if rule is add.ratio_of_all else add.zero, a, b.expand_as(a), R)
+    of_a, of_b = (torch.stack(part) for part in pairs)
     assert_same(found, of_a)
     assert_same(absorbed["other constants"], of_b.flatten(1).sum(1))
 

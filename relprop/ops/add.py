@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import stabilize
-from .call import Binary, Call, Rule, dependent
+from .call import Binary, Call, Rule, Unary, dependent
 from .journal import STABILIZER, Rows
 
 
@@ -46,6 +46,16 @@ def ratio(a: Tensor, b: Tensor, y: Tensor, g: Tensor, *, eps: float | None = Non
     factor_a = (share * total / stabilize(A, eps)).reshape(as_rows)
     factor_b = ((1 - share) * total / stabilize(B, eps)).reshape(as_rows)
     return g * factor_a, g * factor_b
+
+
+def ratio_of_all(a: Tensor, b: Tensor, y: Tensor, g: Tensor, *, eps: float | None = None) -> tuple[Tensor, Tensor]:
+    """`ratio`, also where one term is a constant, such as position embeddings (Chefer et al. 2021, their code).
+
+    R_a = a R / (a + b) times |A| / (|A| + |B|) sum R / A, with A the sum of a R / (a + b) over a row. By every other
+    rule a constant keeps b R / (a + b); here it takes |B| / (|A| + |B|) of the row's R. Conserves up to what constants
+    take.
+    """
+    return ratio(a, b, y, g, eps=eps)
 
 
 def by_row(rule: Rule, rows: Rows) -> Rule:
@@ -106,7 +116,23 @@ def _sum(call: Call, a: Any, b: Any, sign: float, run: Any) -> Tensor:
         rule = call.rule if call.rows is None else by_row(call.rule, call.rows)
         return Binary.apply(a_full, b_full, torch.add, rule, call.journal, STABILIZER)
     name = call.origin(b) if isinstance(b, Tensor) and dependent(a) else None
+    if call.rule is ratio_of_all and isinstance(a, Tensor) and isinstance(b, Tensor):
+        return _with_constant(call, a, b, sign, run)
     constant = (b if sign == 1 else b * sign) if dependent(a) else a
     y = run(a, b)
     call.constant(constant, y, name)
     return y
+
+
+def _with_constant(call: Call, a: Tensor, b: Tensor, sign: float, run: Any) -> Tensor:
+    """run(a, b) = a + sign b, one of them a constant that shares as any term does."""
+    constant = b * sign if dependent(a) else a
+    rule = call.rule if call.rows is None else by_row(call.rule, call.rows)
+
+    def of_moving(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
+        full = constant.expand(g.shape)
+        return rule(y - full, full, y, g)[0].sum_to_size(x.shape)
+
+    moving = a if dependent(a) else b
+    name = call.origin(b if dependent(a) else a)
+    return Unary.apply(moving, lambda x: run(x, b) if dependent(a) else run(a, x), of_moving, call.journal, name)

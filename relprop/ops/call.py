@@ -54,6 +54,24 @@ class Call:
         return output
 
 
+@dataclass(eq=False)
+class Turn:
+    """Whose turn the next backward pass is: the rules', or, with `plain`, the gradient's."""
+
+    plain: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Alternating:
+    """A rule of linear maps that gives way to the plain gradient whenever it is the gradient's turn."""
+
+    rule: Rule
+    turn: Turn
+
+    def __call__(self, *tensors: Any) -> Any:
+        return self.rule(*tensors)
+
+
 def dependent(value: Any) -> bool:
     """Whether `value` is a tensor that the explained input reaches."""
     return isinstance(value, Tensor) and value.requires_grad

@@ -14,6 +14,7 @@ predictors), Chefer et al. 2021 (Transformer interpretability beyond attention v
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..numerics import stabilize
-from .call import Call, Rule, dependent
+from .call import Alternating, Call, Rule, dependent
 from .journal import BIAS, STABILIZER, Journal
 
 
@@ -178,6 +179,24 @@ def z_box(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, low: Tensor | floa
     return Shares(share / stabilize(x), None)
 
 
+def z_plus_apart(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None = None) -> Shares:
+    """R_i = x_i+ sum_j w_ij+ R_j / z_j' + x_i- sum_j w_ij- R_j / z_j'', each of the two parts divided by its own sum.
+
+    The LRP baseline in the code of Chefer et al. 2021 ("partial LRP"). Not conservative: R counts once for each part
+    that is there, so that it about doubles in every map. For comparison with published numbers only; see `z_plus`.
+    """
+    W, found = affine.weight, 0
+    for part in (positive, negative):
+        z = affine.product(part(x), part(W))
+        s = (y * g / stabilize(z, eps)).masked_fill_(z == 0, 0)
+        found = found + affine.transpose(s, part(W)).masked_fill_(part(x) == 0, 0)
+    return Shares(found, None)
+
+
+ROW_BY_ROW = frozenset({zero, epsilon, gamma, z_plus, z_plus_apart, alpha_beta, flat, w_square})
+"""Rules that look at one row of x at a time, so that rows without relevance may be left out."""
+
+
 class Ruled(Function):
     """y = run(x), linear in x, under one of the rules above."""
 
@@ -193,9 +212,11 @@ class Ruled(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
+        if isinstance(ctx.rule, Alternating) and ctx.rule.turn.plain:
+            return _sparse(ctx.affine, g), None, None, None, None
         x, = ctx.saved_tensors
-        y, ctx.y = ctx.y if ctx.y._version == ctx.version else ctx.run(x), None
-        shares = ctx.rule(x, y, g, ctx.affine)
+        y = ctx.y if ctx.y._version == ctx.version else ctx.run(x)
+        shares = _by_used_rows(ctx.rule, x, y, g, ctx.affine)
         g_x, taken = shares if isinstance(shares, tuple) else (shares, None)
         if ctx.journal is not None:
             rest = ctx.journal.dot(g, y) - ctx.journal.dot(g_x, x)
@@ -221,14 +242,37 @@ class Sparse(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        g_rows = g.reshape(-1, g.shape[-1])
-        rows = _used(g_rows)
-        if rows is None:
-            return _transposed(ctx.affine, g), None, None
-        some = _transposed(ctx.affine, g_rows[rows])
-        g_x = some.new_zeros(len(g_rows), some.shape[-1])
-        g_x[rows] = some
-        return g_x.reshape(*g.shape[:-1], -1), None, None
+        return _sparse(ctx.affine, g), None, None
+
+
+def _sparse(affine: Affine, g: Tensor) -> Tensor:
+    """The adjoint of the map applied to g, where most of g may be zero."""
+    if affine.outputs is None:
+        return affine.transpose(g, affine.weight)
+    g_rows = g.reshape(-1, g.shape[-1])
+    rows = _used(g_rows)
+    if rows is None:
+        return _transposed(affine, g)
+    return _scattered(_transposed(affine, g_rows[rows]), rows, g)
+
+
+def _scattered(some: Tensor, rows: Tensor, g: Tensor) -> Tensor:
+    """What the given rows of g hold, among zeros, in g's shape but for the last dimension."""
+    whole = some.new_zeros(g.shape[:-1].numel(), some.shape[-1])
+    whole[rows] = some
+    return whole.reshape(*g.shape[:-1], -1)
+
+
+def _by_used_rows(rule: Rule, x: Tensor, y: Tensor, g: Tensor, affine: Affine) -> Any:
+    """The rule, without the rows of a linear layer that hold no relevance, where it takes each row by itself."""
+    inner = rule.rule if isinstance(rule, Alternating) else rule
+    inner = inner.func if isinstance(inner, partial) else inner
+    rows = _used(g.reshape(-1, g.shape[-1])) if affine.outputs is not None and inner in ROW_BY_ROW else None
+    if rows is None:
+        return rule(x, y, g, affine)
+    x_rows, y_rows, g_rows = (t.reshape(-1, t.shape[-1])[rows] for t in (x, y, g))
+    g_x, taken = rule(x_rows, y_rows, g_rows, affine)
+    return Shares(_scattered(g_x, rows, g), None if taken is None else _scattered(taken, rows, g))
 
 
 def _transposed(affine: Affine, g: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Calls of an unmodified model: run under rules (`intercepted`), or only watched (`observed`, `attention_patterns`)."""
 
 from .activation import activation_offset
+from .attending import STREAM, Attending, Attention
 from .interception import ROUNDING, Interception, Tap, intercepted
 from .observation import Seen, attention_patterns, observed
 
-__all__ = ["ROUNDING", "Interception", "Seen", "Tap", "activation_offset", "attention_patterns", "intercepted",
-           "observed"]
+__all__ = ["ROUNDING", "STREAM", "Attending", "Attention", "Interception", "Seen", "Tap", "activation_offset",
+           "attention_patterns", "intercepted", "observed"]

@@ -367,12 +367,13 @@ def _name(func: Any) -> str:
 
 
 @contextmanager
-def intercepted(model: nn.Module, composite: Composite, **options: Any) -> Iterator[Interception]:
-    """A `with` block in which the calls of `model` follow `composite`; options as of `Interception`.
+def intercepted(model: nn.Module, composite: Composite, *, kind: type[Interception] = Interception, **options: Any,
+                ) -> Iterator[Interception]:
+    """A `with` block in which the calls of `model` follow `composite`; options as of `Interception`, or of its `kind`.
 
     The model's hooks are as before when it ends, also after an exception.
     """
-    mode = Interception(model, composite, **options)
+    mode = kind(model, composite, **options)
     handles = []
     try:
         for path, module in model.named_modules():
