@@ -102,13 +102,14 @@ class Attended:
     """The output of a forward pass, the explained values (B,), and its attention patterns in order.
 
     `end_slope`: gradient of the value at the last tensor (B, T, D) that holds the last pattern's query positions, whose
-    size says which of them the value is read from; None if no module returns one.
+    size says which of them the value is read from; None if no module returns one. `forwards`: of the whole batch.
     """
 
     output: Any
     value: Tensor
     patterns: list[Pattern]
     end_slope: Tensor | None
+    forwards: int = 1
 
 
 def attend(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Value, *,
@@ -162,7 +163,7 @@ def _side_by_side(rows: list[Attended]) -> Attended:
                                    for name in ("weights", "slope", "relevance", "values")})
                 for one in zip(*(row.patterns for row in rows), strict=True)]
     return Attended([row.output for row in rows], torch.cat([row.value for row in rows]), patterns,
-                    joined([row.end_slope for row in rows]))
+                    joined([row.end_slope for row in rows]), forwards=2)
 
 
 @dataclass

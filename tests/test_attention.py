@@ -15,6 +15,9 @@ from relprop.subject import Subject
 from relprop.target import Token
 from relprop.tokens import Batch
 
+FOLLOWED = {name: method for name, method in attention.METHODS.items() if name != "full-lrp"}  # by their patterns
+SHARES = ("rollout", "raw-attention", "last-layer-attention")
+
 
 def patterns(layers: int, batch: int, heads: int, length: int) -> list[torch.Tensor]:
     return [torch.randn(batch, heads, length, length, dtype=torch.float64).softmax(-1) for _ in range(layers)]
@@ -84,20 +87,20 @@ def test_what_cannot_be_followed_is_an_error(seed):
         attention.rollout([*patterns(1, 4, 1, 4), *patterns(1, 1, 1, 4)])
     batch = images(torch.randn(1, 3, 24, 24), None)
     network = nn.Sequential(nn.Conv2d(3, 3, 24), nn.Flatten())
-    for method in attention.METHODS.values():
+    for method in FOLLOWED.values():
         with pytest.raises(ValueError, match="no attention was found"):
             method(Subject(network), batch, targets(0, batch))
 
 
-@pytest.mark.parametrize("method", attention.METHODS.values(), ids=attention.METHODS)
-def test_a_hierarchical_model_is_an_error(seed, method):
+@pytest.mark.parametrize("name", [name for name in FOLLOWED if name != "partial-lrp"])  # the last layer is one window
+def test_a_hierarchical_model_is_an_error(seed, name):
     from timm.models.swin_transformer import SwinTransformer
 
     network = SwinTransformer(img_size=32, patch_size=4, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4,
                               num_classes=3).eval()
     batch = images(torch.randn(1, 3, 32, 32), None)
     with pytest.raises(ValueError, match="no merging of tokens"):
-        method(Subject(network), batch, targets(0, batch))
+        FOLLOWED[name](Subject(network), batch, targets(0, batch))
 
 
 # Which rows are read -------------------------------------------------------------------------------------------------
@@ -149,18 +152,21 @@ def test_a_batch_equals_the_loop_over_its_rows(seed, method):
         assert together.target[1:] == single.target
 
 
-@pytest.mark.parametrize("method", attention.METHODS.values(), ids=attention.METHODS)
+@pytest.mark.parametrize("name", FOLLOWED)
 @pytest.mark.parametrize("changes", [{}, {"reg_tokens": 3}, {"global_pool": "avg", "class_token": False}])
 @pytest.mark.parametrize("known", [True, False])
-def test_a_picture_keeps_each_patch_share(seed, method, changes, known):
+def test_a_picture_keeps_each_patch_share(seed, name, changes, known):
     network = vit(**changes)
     batch = images(torch.randn(2, 3, 24, 24).double(), 6 if known else None)
-    found = method(Subject(network), batch, targets(1, batch))
+    found = FOLLOWED[name](Subject(network), batch, targets(1, batch))
     assert found.map.shape == (2, 24, 24) and found.map.dtype == torch.float32
     patches = found.map.view(2, 4, 6, 4, 6)
     assert (patches == patches[:, :, :1, :, :1]).all()  # even within each patch
     total = found.map.sum((1, 2))
-    assert ((total > 0) & (total <= 1 + 1e-6)).all()
+    assert (total > 0).all()
+    if name not in SHARES:
+        return
+    assert (total <= 1 + 1e-6).all()
     if not network.num_prefix_tokens:
         torch.testing.assert_close(total, torch.ones(2))  # nothing was dropped, so the shares sum to one
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..result import Relevance
+from . import chefer
+from .chefer import RULES, full_lrp, lrp_rollout, partial_lrp, transformer_attribution
 from .readout import readout
 from .rollout import FUSIONS, attention_rollout, raw_attention, rollout
 
-METHODS: dict[str, Callable[..., Relevance]] = {"rollout": attention_rollout, "raw-attention": raw_attention}
+METHODS: dict[str, Callable[..., Relevance]] = {"rollout": attention_rollout, "raw-attention": raw_attention,
+                                            **chefer.METHODS}
 
-__all__ = ["FUSIONS", "METHODS", "attention_rollout", "raw_attention", "readout", "rollout"]
+__all__ = ["FUSIONS", "METHODS", "RULES", "attention_rollout", "full_lrp", "lrp_rollout", "partial_lrp",
+           "raw_attention", "readout", "rollout", "transformer_attribution"]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import rows, units
 from ..errors import IndependentOutput
+from ..relevance import Attended
 from ..result import Relevance
 from ..subject import Subject
 from ..target import Targets
@@ -32,12 +33,8 @@ def readout(model: nn.Module, batch: Batch, targets: Targets, length: int) -> tu
         if not kept:
             raise ValueError(f"no module of the model gives (B, {length}, D), so which positions are read is unknown")
         slope, = torch.autograd.grad(value.sum(), kept, allow_unused=True) if value.requires_grad else (None,)
-    weights = value.new_zeros(batch.rows, length) if slope is None else slope.abs().sum(-1, dtype=value.dtype)
-    total = weights.sum(-1, keepdim=True)  # (B, 1)
-    if not (total > 0).all():
-        row = int((total > 0).flatten().int().argmin())
-        raise IndependentOutput(f"the target of row {row} is read from no position of the last layer")
-    return value.detach(), weights / total, targets.names(output, batch)
+    slope = value.new_zeros(batch.rows, length, 1) if slope is None else slope.to(value.dtype)
+    return value.detach(), _normalised(slope), targets.names(output, batch)
 
 
 @contextmanager
@@ -63,15 +60,45 @@ def _tail(model: nn.Module, shape: tuple[int, int]) -> Iterator[list[Tensor]]:
 
 
 def read(subject: Subject, batch: Batch, targets: Targets, flow: Tensor, padding: Tensor | None,
-          options: dict) -> Relevance:
+         options: dict) -> Relevance:
     """The rows of `flow` (B, T, S) that the target is read from, as a map; zero at padding in any case."""
     value, weights, names = readout(subject.model, batch, targets, flow.shape[1])
     shares = torch.einsum("bt,bts->bs", weights.to(flow), flow)
     shares = shares if padding is None else shares.masked_fill(padding, 0)
-    return Relevance(map=placed(shares, batch).float().cpu(), value=value.cpu(), target=names,
-                     method=options["method"], conservation="not conservative", units=batch.units, ledger=None,
-                     forwards=2, backwards=1, inputs={}, latents={},
-                     provenance={"model": subject.name, "unit": "share of attention", **options})
+    return mapped(subject, batch, shares, value=value, names=names, forwards=2, backwards=1, unit="share of attention",
+                  **options)
+
+
+def mapped(subject: Subject, batch: Batch, shares: Tensor, *, value: Tensor, names: list[str], method: str,
+           forwards: int, backwards: int, unit: str, **options: object) -> Relevance:
+    """Shares of positions (B, T), or of pixels, as a result whose provenance says by which options it was made."""
+    shares = placed(shares, batch) if shares.dim() == 2 else shares
+    return Relevance(map=shares.float().cpu(), value=value.cpu(), target=names, method=method,
+                     conservation="not conservative", units=batch.units, ledger=None, forwards=forwards,
+                     backwards=backwards, inputs={}, latents={},
+                     provenance={"model": subject.name, "unit": unit, "method": method, **options})
+
+
+def read_from(found: Attended, batch: Batch) -> Tensor:
+    """Which query positions of the last pattern the target is read from, (B, T), as `readout` finds them, from the
+    gradient that was taken in the same run.
+
+    Raises: ValueError if no module returned the positions; IndependentOutput if the target is read from none.
+    """
+    if found.end_slope is None:
+        raise ValueError(f"no module of the model gives (B, {found.patterns[-1].weights.shape[-2]}, D), so which "
+                         "positions are read is unknown")
+    return _normalised(found.end_slope)
+
+
+def _normalised(slope: Tensor) -> Tensor:
+    """|slope| of positions (B, T, D) as weights that sum to one, (B, T)."""
+    weights = slope.abs().sum(-1)
+    total = weights.sum(-1, keepdim=True)  # (B, 1)
+    if not (total > 0).all():
+        row = int((total > 0).flatten().int().argmin())
+        raise IndependentOutput(f"the target of row {row} is read from no position of the last layer")
+    return weights / total
 
 
 def padding_of(batch: Batch, patterns: list[Tensor]) -> Tensor | None:

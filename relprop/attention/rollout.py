@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..relevance import NO_ATTENTION
 from ..result import Relevance
 from ..still import settled
 from ..subject import Subject
@@ -58,12 +59,12 @@ def rollout(patterns: list[Tensor], *, head_fusion: str = "mean", discard: float
     return total
 
 
-def check_square(patterns: list[Tensor]) -> None:
+def check_square(patterns: list[Tensor], rows: int | None = None) -> None:
+    """Raises ValueError unless there are patterns, and all of one number of rows (`rows`, where known), (T, T)."""
     if not patterns:
-        raise ValueError("no attention was found in the model's forward, neither a softmax of scores nor "
-                         "scaled_dot_product_attention; use a method that needs none, such as input-x-gradient")
+        raise ValueError(NO_ATTENTION)
     shapes = {(pattern.shape[0], *pattern.shape[2:]) for pattern in patterns}
-    if len(shapes) > 1 or patterns[0].shape[-1] != patterns[0].shape[-2]:
+    if len(shapes) > 1 or patterns[0].shape[-1] != patterns[0].shape[-2] or rows not in (None, patterns[0].shape[0]):
         found = ", ".join(str(tuple(pattern.shape)) for pattern in patterns)
         raise ValueError(f"attention cannot be followed from layer to layer through patterns of shape {found}; "
                          "expected (B, H, T, T) with one T: no windows, no merging of tokens, no cross-attention")

@@ -116,7 +116,7 @@ def _sum(call: Call, a: Any, b: Any, sign: float, run: Any) -> Tensor:
         rule = call.rule if call.rows is None else by_row(call.rule, call.rows)
         return Binary.apply(a_full, b_full, torch.add, rule, call.journal, STABILIZER)
     name = call.origin(b) if isinstance(b, Tensor) and dependent(a) else None
-    if call.rule is ratio_of_all and isinstance(a, Tensor) and isinstance(b, Tensor):
+    if call.rule is ratio_of_all and isinstance(a, Tensor) and isinstance(b, Tensor) and not _masks(b, a):
         return _with_constant(call, a, b, sign, run)
     constant = (b if sign == 1 else b * sign) if dependent(a) else a
     y = run(a, b)
@@ -131,8 +131,14 @@ def _with_constant(call: Call, a: Tensor, b: Tensor, sign: float, run: Any) -> T
 
     def of_moving(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
         full = constant.expand(g.shape)
-        return rule(y - full, full, y, g)[0].sum_to_size(x.shape)
+        return rule(x.expand(g.shape), full, y, g)[0].sum_to_size(x.shape)
 
     moving = a if dependent(a) else b
     name = call.origin(b if dependent(a) else a)
     return Unary.apply(moving, lambda x: run(x, b) if dependent(a) else run(a, x), of_moving, call.journal, name)
+
+
+def _masks(*terms: Tensor) -> bool:
+    """Whether the constant among the terms is a mask: 0, or so low that a softmax leaves nothing. It takes nothing."""
+    constant = next(t for t in terms if not dependent(t))
+    return bool(((constant == 0) | (constant < -1e3)).all())
