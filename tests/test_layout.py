@@ -21,7 +21,7 @@ LEVELS = [
     ["composite"],
     ["trace"],
     ["nn", "anatomy"],
-    ["subject"],
+    ["subject", "intervene"],
     ["asked"],
     ["relevance", "check"],
     ["attention"],
