@@ -12,6 +12,7 @@ predictors), Chefer et al. 2021 (Transformer interpretability beyond attention v
 (Learning domain invariant representations by joint Wasserstein distance minimization).
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -62,13 +63,28 @@ def negative(t: Tensor) -> Tensor:
     return t.clamp(max=0)
 
 
+_SCRATCH = threading.local()
+SCRATCH = 1 << 24
+"""Entries of the largest weight whose magnitude is put into memory that is kept: 64 MiB in float32."""
+
+
+def absolute(W: Tensor) -> Tensor:
+    """|W|, valid until the next call: the memory is used again, since pages that are new cost as much as a product."""
+    if W.numel() > SCRATCH or W.device.type != "cpu":
+        return W.abs()
+    kept = getattr(_SCRATCH, "entries", None)
+    if kept is None or kept.dtype != W.dtype or kept.numel() < W.numel():
+        kept = _SCRATCH.entries = torch.empty(W.numel(), dtype=W.dtype)
+    return torch.abs(W, out=kept[:W.numel()].view(W.shape))
+
+
 def quotient(numerator: Tensor, part: Tensor, magnitude: Tensor, eps: float | None) -> Tensor:
     """numerator / stabilize(part), 0 where there is no such part: where all contributions have the other sign,
     (x W ± |x| |W|) / 2 is nothing but the rounding of what cancels in it, as the sums that follow would be.
-    `magnitude`: of all that was added up, the bias with it.
+    `magnitude`: of all that was added up, the bias with it. The result takes the memory of the numerator.
     """
-    present = part.abs() > 8 * torch.finfo(part.dtype).eps * magnitude
-    return (numerator / stabilize(part, eps)).masked_fill_(~present, 0)
+    absent = part.abs() <= magnitude.mul(8 * torch.finfo(part.dtype).eps)
+    return numerator.div_(stabilize(part, eps)).masked_fill_(absent, 0)
 
 
 def zero(x: Tensor, y: Tensor, g: Tensor, affine: Affine) -> Shares:
@@ -96,13 +112,13 @@ def gamma(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, gamma: float = 0.2
     Conserves up to the bias (b + gamma b+, or b + gamma b-) and the stabilizer. gamma = 0 is LRP-0; large gamma
     tends to z-plus. With `bias` False the bias is left out of the denominator, and all relevance goes to the inputs.
     """
-    W, side = affine.weight, y.sign()
-    magnitude = affine.product(x.abs(), W.abs())
+    W, W_abs, side = affine.weight, absolute(affine.weight), y.sign()
+    magnitude = affine.product(x.abs(), W_abs)
     z0 = y - affine.bias_part(lambda b: b)
     z = (1 + gamma / 2) * z0 + (gamma / 2) * side * magnitude
     b = affine.bias_part(lambda b: b + gamma * torch.where(y > 0, positive(b), negative(b))) if bias else 0.0
     s = y * g / stabilize(z + b, eps)
-    g_x = (1 + gamma / 2) * affine.transpose(s, W) + (gamma / 2) * x.sign() * affine.transpose(side * s, W.abs())
+    g_x = (1 + gamma / 2) * affine.transpose(s, W) + (gamma / 2) * x.sign() * affine.transpose(side * s, W_abs)
     return Shares(g_x, b * s if isinstance(b, Tensor) else None)
 
 
@@ -112,12 +128,12 @@ def z_plus(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None
 
     Strictly conservative where some contribution is positive. With `bias`, b+ joins the denominator (zennit's form).
     """
-    W, side = affine.weight, x.sign()
+    W, W_abs = affine.weight, absolute(affine.weight)
     b = affine.bias_part(positive) if bias else 0.0
-    magnitude = affine.product(x.abs(), W.abs())
-    z = ((y - affine.bias_part(lambda b: b)) + magnitude) / 2 + b
-    s = quotient(y * g, z, magnitude + affine.bias_part(torch.abs), eps)
-    g_x = (affine.transpose(s, W) + side * affine.transpose(s, W.abs())) / 2
+    magnitude = affine.product(x.abs(), W_abs)
+    z = (y - affine.bias_part(lambda b: b)).add_(magnitude).mul_(0.5).add_(b)
+    s = quotient(y * g, z, magnitude.add_(affine.bias_part(torch.abs)), eps)
+    g_x = affine.transpose(s, W_abs).mul_(x.sign()).add_(affine.transpose(s, W)).mul_(0.5)
     return Shares(g_x, b * s if isinstance(b, Tensor) else None)
 
 
@@ -130,13 +146,13 @@ def alpha_beta(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, alpha: float 
     """
     if abs(alpha - beta - 1) > 1e-9:
         raise ValueError(f"alpha - beta must be 1, or relevance is not conserved; got {alpha} - {beta}")
-    W = affine.weight
-    z0, magnitude = y - affine.bias_part(lambda b: b), affine.product(x.abs(), affine.weight.abs())
+    W, W_abs = affine.weight, absolute(affine.weight)
+    z0, magnitude = y - affine.bias_part(lambda b: b), affine.product(x.abs(), W_abs)
     b_pos, b_neg = (affine.bias_part(positive), affine.bias_part(negative)) if bias else (0.0, 0.0)
     size = magnitude + affine.bias_part(torch.abs)
     s_pos = quotient(alpha * y * g, (z0 + magnitude) / 2 + b_pos, size, eps)
     s_neg = quotient(beta * y * g, (z0 - magnitude) / 2 + b_neg, size, eps)
-    g_x = affine.transpose(s_pos - s_neg, W) + x.sign() * affine.transpose(s_pos + s_neg, W.abs())
+    g_x = affine.transpose(s_pos - s_neg, W) + x.sign() * affine.transpose(s_pos + s_neg, W_abs)
     return Shares(g_x / 2, b_pos * s_pos - b_neg * s_neg if isinstance(b_pos, Tensor) else None)
 
 
