@@ -17,6 +17,8 @@ from relprop.tokens import Batch
 
 FOLLOWED = {name: method for name, method in attention.METHODS.items() if name != "full-lrp"}  # by their patterns
 SHARES = ("rollout", "raw-attention", "last-layer-attention")
+ONE_LAYER = ("partial-lrp", "attention-gradcam")  # look at the last layer alone
+CLIPPED = ("attention-gradcam",)  # may be zero everywhere
 
 
 def patterns(layers: int, batch: int, heads: int, length: int) -> list[torch.Tensor]:
@@ -92,7 +94,7 @@ def test_what_cannot_be_followed_is_an_error(seed):
             method(Subject(network), batch, targets(0, batch))
 
 
-@pytest.mark.parametrize("name", [name for name in FOLLOWED if name != "partial-lrp"])  # the last layer is one window
+@pytest.mark.parametrize("name", [name for name in FOLLOWED if name not in ONE_LAYER])  # the last is one window
 def test_a_hierarchical_model_is_an_error(seed, name):
     from timm.models.swin_transformer import SwinTransformer
 
@@ -140,15 +142,16 @@ def test_a_target_that_reads_no_position_is_an_error(seed):
 # Maps ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", attention.METHODS.values(), ids=attention.METHODS)
-def test_a_batch_equals_the_loop_over_its_rows(seed, method):
+@pytest.mark.parametrize("name", attention.METHODS)
+def test_a_batch_equals_the_loop_over_its_rows(seed, name):
+    method = attention.METHODS[name]
     long, short = [CLS, 5, 6, 7, 8, SEP], [CLS, 9, 10, SEP]
     for network, labels, left in ((bert(), 3, False), (gpt2(), None, False)):
         batch, alone = text(long, short, left=left), text(short)
         together = method(Subject(network), batch, targets(None, batch, labels=labels))
         single = method(Subject(network), alone, targets(None, alone, labels=labels))
         torch.testing.assert_close(together.map[1:, :4], single.map)
-        assert (together.map[1, 4:] == 0).all() and single.map.abs().sum() > 0
+        assert (together.map[1, 4:] == 0).all() and (single.map.abs().sum() > 0 or name in CLIPPED)
         assert together.target[1:] == single.target
 
 
@@ -163,7 +166,7 @@ def test_a_picture_keeps_each_patch_share(seed, name, changes, known):
     patches = found.map.view(2, 4, 6, 4, 6)
     assert (patches == patches[:, :, :1, :, :1]).all()  # even within each patch
     total = found.map.sum((1, 2))
-    assert (total > 0).all()
+    assert (total > 0).all() or name in CLIPPED
     if name not in SHARES:
         return
     assert (total <= 1 + 1e-6).all()

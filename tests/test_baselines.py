@@ -26,6 +26,7 @@ GRADIENTS = ("gradient", "input-x-gradient", "integrated-gradients", "layer-inte
              "gradient-shap")
 BASELINED = ("integrated-gradients", "layer-integrated-gradients", "gradient-shap", "occlusion", "feature-ablation",
              "kernel-shap", "lime")
+CLIPPED = ("attention-gradcam",)  # may be zero everywhere
 DRAWN = ("random", "smoothgrad", "gradient-shap", "kernel-shap", "lime")
 
 
@@ -56,7 +57,7 @@ def test_a_batch_of_texts_equals_the_loop(seed, name, spec):
         torch.testing.assert_close(together.map[row, :len(ids)], single.map[0], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(together.value[row], single.value[0])
         assert together.target[row] == single.target[0]
-        assert (together.map[row, len(ids):] == 0).all() and single.map.abs().max() > 1e-3
+        assert (together.map[row, len(ids):] == 0).all() and (single.map.abs().max() > 1e-3 or name in CLIPPED)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from ..result import Relevance
 from . import chefer
 from .chefer import RULES, full_lrp, lrp_rollout, partial_lrp, transformer_attribution
+from .gradcam import attention_gradcam, gradcam
 from .readout import readout
 from .rollout import FUSIONS, attention_rollout, raw_attention, rollout
 
-METHODS: dict[str, Callable[..., Relevance]] = {"rollout": attention_rollout, "raw-attention": raw_attention,
-                                            **chefer.METHODS}
+METHODS: dict[str, Callable[..., Relevance]] = {
+    "rollout": attention_rollout, "raw-attention": raw_attention, "attention-gradcam": attention_gradcam,
+    **chefer.METHODS}
 
-__all__ = ["FUSIONS", "METHODS", "RULES", "attention_rollout", "full_lrp", "lrp_rollout", "partial_lrp",
-           "raw_attention", "readout", "rollout", "transformer_attribution"]
+__all__ = ["FUSIONS", "METHODS", "RULES", "attention_gradcam", "attention_rollout", "full_lrp", "gradcam",
+           "lrp_rollout", "partial_lrp", "raw_attention", "readout", "rollout", "transformer_attribution"]

@@ -114,15 +114,37 @@ def padding_of(batch: Batch, patterns: list[Tensor]) -> Tensor | None:
 
 def placed(shares: Tensor, batch: Batch) -> Tensor:
     """Shares of positions (B, T) as a map: as they are, or for pictures over pixels, (B, Y, X), without the prefix."""
+    places = _places(batch, shares.shape[1])
+    if places is None:
+        return shares
+    # class and register tokens come first
+    return units.spread(shares[:, -int(places.max()) - 1:], places.expand(len(shares), -1, -1))
+
+
+def own(batch: Batch, length: int) -> Tensor:
+    """Whether each position holds a part of the input: a token that is no padding, a patch and no prefix token; bool
+    (B, length).
+    """
+    places = _places(batch, length)
+    if places is None:
+        return batch.real(length)
+    return (torch.arange(length) >= length - int(places.max()) - 1).expand(batch.rows, -1)
+
+
+def _places(batch: Batch, length: int) -> Tensor | None:
+    """Number of the patch of each pixel, (Y, X); None if the batch is no pictures.
+
+    Raises: ValueError if there are more patches than positions.
+    """
     pixels = rows.leaf(batch)[1]
     if isinstance(batch.units, TextUnits) or pixels.ndim != 4:
-        return shares
+        return None
     size = tuple(pixels.shape[-2:])
     patch, grid = (batch.units.patch, batch.units.grid) if isinstance(batch.units, ImageUnits) else (None, None)
     if patch is None and grid is None:
-        grid = units.grid(size, shares.shape[1])
+        grid = units.grid(size, length)
     places = units.patches(size, patch=patch, grid=grid)
     count = int(places.max()) + 1
-    if count > shares.shape[1]:
-        raise ValueError(f"{shares.shape[1]} positions are fewer than the {count} patches of a picture of {size}")
-    return units.spread(shares[:, -count:], places.expand(len(shares), -1, -1))  # class and register tokens come first
+    if count > length:
+        raise ValueError(f"{length} positions are fewer than the {count} patches of a picture of {size}")
+    return places
