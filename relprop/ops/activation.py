@@ -79,7 +79,7 @@ def _nothing(offset: Tensor | float) -> bool:
     return not isinstance(offset, Tensor) and not offset
 
 
-def _at_zero(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | float:
+def at_zero(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | float:
     """f(0), one number or, for exponents and bounds of their own, one an entry of x; 0 where it is not finite."""
     with torch.no_grad():
         value = run(torch.zeros(1, dtype=x.dtype, device=x.device))
@@ -102,7 +102,7 @@ def apply(call: Call, x: Tensor, run: Callable[[Tensor], Tensor], *, offset: flo
         return Unary.apply(x, run, call.rule, call.journal, ACTIVATION)
     if getattr(call.func, "__name__", "") in _RECOMPUTED:
         return Recomputed.apply(x, run)
-    offset = _at_zero(run, x) if offset is None else offset
+    offset = at_zero(run, x) if offset is None else offset
     y = Identity.apply(x, run, offset)
     if not _nothing(offset):
         call.constant(offset, y, ACTIVATION)

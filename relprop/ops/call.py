@@ -107,7 +107,7 @@ class Unary(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
         x, = ctx.saved_tensors
-        y, ctx.y = ctx.y if ctx.y._version == ctx.version else ctx.run(x), None
+        y = ctx.y if ctx.y._version == ctx.version else ctx.run(x)
         g_x = ctx.rule(x, y, g)
         if ctx.journal is not None:
             ctx.journal.book(ctx.name, ctx.journal.dot(g, y) - ctx.journal.dot(g_x, x))

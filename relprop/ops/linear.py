@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from ..numerics import stabilize
+from ..numerics import EPS, stabilize
 from .call import Alternating, Call, Rule, dependent
 from .journal import BIAS, STABILIZER, Journal
 
@@ -128,13 +128,15 @@ def z_plus(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None
 
     Strictly conservative where some contribution is positive. With `bias`, b+ joins the denominator (zennit's form).
     """
-    W, W_abs = affine.weight, absolute(affine.weight)
+    W, W_abs, eps = affine.weight, absolute(affine.weight), EPS[x.dtype] if eps is None else eps
     b = affine.bias_part(positive) if bias else 0.0
     magnitude = affine.product(x.abs(), W_abs)
-    z = (y - affine.bias_part(lambda b: b)).add_(magnitude).mul_(0.5).add_(b)
-    s = quotient(y * g, z, magnitude.add_(affine.bias_part(torch.abs)), eps)
-    g_x = affine.transpose(s, W_abs).mul_(x.sign()).add_(affine.transpose(s, W)).mul_(0.5)
-    return Shares(g_x, b * s if isinstance(b, Tensor) else None)
+    z = (magnitude + y).add_(2 * b - affine.bias_part(lambda b: b))  # twice the sum of what is positive
+    rounding = magnitude.add_(affine.bias_part(torch.abs)).mul_(16 * torch.finfo(x.dtype).eps)
+    absent = z <= rounding  # nothing is positive, see `quotient`
+    s = (y * g).div_(z.add_(2 * eps)).masked_fill_(absent, 0)
+    g_x = affine.transpose(s, W_abs).mul_(x.sign()).add_(affine.transpose(s, W))
+    return Shares(g_x, 2 * b * s if isinstance(b, Tensor) else None)
 
 
 def alpha_beta(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, alpha: float = 2.0, beta: float = 1.0,

@@ -44,7 +44,7 @@ def identity(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
 
     Strictly conservative except where x is exactly zero. Unlike `held` it ignores that the mean mixes the features.
     """
-    return y * g / stabilize(x)
+    return (y * g).div_(stabilize(x))
 
 
 def gradient(x: Tensor, y: Tensor, g: Tensor) -> Tensor:

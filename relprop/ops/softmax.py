@@ -36,7 +36,7 @@ def identity(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
 
     A masked score, -inf, has y = 0 and receives nothing.
     """
-    return y * g / stabilize(x)
+    return (y * g).div_(stabilize(x))
 
 
 def apply(call: Call, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
