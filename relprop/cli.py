@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2  # exit code
 BUNDLED = {"image": "digits-vit", "text": "reviews-bert"}  # explained when no model is named
-COMPARED = ["attnlrp", "rollout", "integrated-gradients"]
+COMPARED = "the default method, rollout, integrated-gradients"
 FILE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".txt"}  # no text ends in these
 REVIEW = "A gripping, beautifully acted story, ruined by a dull and endless final hour."
 _UsageError = typer.BadParameter.__base__  # typer hands out this subclass only
@@ -77,11 +77,11 @@ Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help
 Targets = Annotated[list[str] | None, typer.Option("--target", "-t", metavar="TARGET", help=(
     "A label, a class index, or a next token; once for all inputs, or once for each. [default: the prediction]"
 ))]  # fmt: skip
-Method = Annotated[str, typer.Option("--method", metavar="METHOD", help=(
-    "How to explain; relprop models --methods lists them."
+Method = Annotated[str | None, typer.Option("--method", metavar="METHOD", help=(
+    "How to explain; relprop models --methods lists them, and the default for images and for texts."
 ))]  # fmt: skip
 Methods = Annotated[list[str] | None, typer.Option("--method", metavar="METHOD", help=(
-    f"What to compare; once for each. [default: {', '.join(COMPARED)}]"
+    f"What to compare; once for each. [default: {COMPARED}]"
 ))]  # fmt: skip
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help=(
     "Save to this file; the suffix says how: .png, .svg, .pdf, .html, .json, .safetensors."
@@ -127,7 +127,7 @@ def verbs(
 
 @app.command()
 def explain(
-    input: Input, model: Model = None, target: Targets = None, method: Method = "attnlrp", output: Output = None,
+    input: Input, model: Model = None, target: Targets = None, method: Method = None, output: Output = None,
     as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None,
 ) -> None:  # fmt: skip
     """Map an output onto words or pixels, with its ledger."""
@@ -140,7 +140,7 @@ def explain(
 
 @app.command()
 def check(
-    input: Input, model: Model = None, target: Targets = None, method: Method = "attnlrp", output: Output = None,
+    input: Input, model: Model = None, target: Targets = None, method: Method = None, output: Output = None,
     as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None,
     steps: Steps = 10, randoms: Randoms = 20, seed: Seed = 0,
 ) -> None:  # fmt: skip
@@ -166,7 +166,7 @@ def compare(
     inputs, targets = _rows(inputs, target, subject)
     from .explain import compare as run
 
-    result = run(subject, inputs, targets, methods=method or COMPARED, batch_size=batch_size, show_progress=_watched())
+    result = run(subject, inputs, targets, methods=method or None, batch_size=batch_size, show_progress=_watched())
     if output is not None:
         result.save(output)
     table = result.table().to_string(float_format="{:.3g}".format, na_rep="-")
@@ -187,7 +187,7 @@ def benchmark(
     ))],
     methods: Annotated[list[str] | None, typer.Option("--methods", metavar="METHOD", help=(
         "What to compare, with commas or once for each; all are tested against the first. "
-        f"[default: {','.join(COMPARED)}]"
+        f"[default: {COMPARED}]"
     ))] = None,
     metrics: Annotated[list[str] | None, typer.Option("--metrics", metavar="METRIC", help=(
         "What to measure, with commas or once for each. [default: all that apply and are not costly]"
@@ -215,7 +215,7 @@ def benchmark(
 
     baseline = int(baseline) if baseline is not None and baseline.isdecimal() else baseline
     found = run(
-        subject, data, methods=_listed(methods) or COMPARED, metrics=_listed(metrics), out=out, count=count,
+        subject, data, methods=_listed(methods) or None, metrics=_listed(metrics), out=out, count=count,
         correct_only=not every, baseline=baseline, by=by, seed=seed, batch_size=batch_size, show_progress=_watched(),
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
@@ -261,7 +261,7 @@ def _show(model: str, input: Any, targets: list[str], output: Path) -> None:
     from . import view
     from .explain import explain as run
 
-    for method, wanted in [("attnlrp", targets), ("rollout", targets[:1])]:
+    for method, wanted in [(None, targets), ("rollout", targets[:1])]:
         result = run(subject, [input] * len(wanted), wanted, method=method)
         result = replace(result, curve=result.check(show_progress=_watched()))
         typer.echo(f"{_report(result)}\n  {result.curve.summary()}\n")
@@ -271,7 +271,7 @@ def _show(model: str, input: Any, targets: list[str], output: Path) -> None:
 
 
 def _explained(
-    input: str, model: str | None, target: list[str] | None, method: str,
+    input: str, model: str | None, target: list[str] | None, method: str | None,
     device: str | None, dtype: str | None, batch_size: int | None,
 ) -> Explanation:  # fmt: skip
     """What `explain` and `check` have in common."""
@@ -444,7 +444,7 @@ def _model_lines(row: dict[str, Any]) -> str:
 
 
 def _method_line(row: dict[str, str]) -> str:
-    return f"{row['name']:<22} {row['conserves']}"
+    return f"{row['name']:<26} {row['conserves']}{row['default'] and '; the default for ' + row['default']}"
 
 
 def _parameters(weights: Path) -> int:
@@ -466,7 +466,9 @@ def _method_rows() -> list[dict[str, str]]:
     from .explain import METHODS
 
     known = {name: composite.get(name).conservation for name in composite.NAMES}
-    return [{"name": name, "conserves": known.get(name, composite.NOT)} for name in METHODS]
+    default = {name: " and ".join(f"{kind}s" for kind, one in composite.DEFAULTS.items() if one == name)
+               for name in METHODS}
+    return [{"name": name, "conserves": known.get(name, composite.NOT), "default": default[name]} for name in METHODS]
 
 
 def _filled(text: str, indent: str) -> str:

@@ -212,6 +212,20 @@ PRESETS: dict[str, Callable[[], Composite]] = {
     "epsilon": epsilon, "gamma": gamma, "gradient": gradient}
 NAMES = tuple(PRESETS)
 
+DEFAULTS: dict[str, str] = {"image": "attnlrp-gamma", "text": "attnlrp"}
+"""The method of `explain` where none is named, by what a model takes; chosen by the benchmarks in the README."""
+
+
+def default(modality: str) -> str:
+    """The method of `explain` where none is named.
+
+    Args: modality: of `Subject.modality`; what `DEFAULTS` does not have is explained as text is.
+
+    >>> default("tensors") == DEFAULTS["text"]
+    True
+    """
+    return DEFAULTS.get(modality, DEFAULTS["text"])
+
 
 def get(composite: str | Composite) -> Composite:
     """The composite of that name, or the one given. Raises: ValueError for an unknown name, listing the known."""

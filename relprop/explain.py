@@ -165,7 +165,7 @@ METHODS: dict[str, Method] = {}
 
 
 def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: object = None, *,
-            method: str | Composite = "attnlrp", spread_bias: bool = False, ledger: bool = True, layers: bool = False,
+            method: str | Composite | None = None, spread_bias: bool = False, ledger: bool = True, layers: bool = False,
             at: str | Sequence[str] = (), unruled: str = "error", options: dict[str, Any] | None = None,
             batch_size: int | None = None, show_progress: bool = False) -> Explanation:
     """A map of what made the model say what it said, with the books that show where every unit went.
@@ -175,7 +175,8 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
         inputs: a text, an image, a list of them, or tensors; see `Subject.prepare`.
         target: None for the prediction, a class, label, token or `Target`, or a function from the model's output to one
             number a row; a list of them, one a row.
-        method: a name of `METHODS`, or a `Composite` of your own.
+        method: a name of `METHODS`, or a `Composite` of your own; None: the default of models that take what this one
+            takes, `composite.DEFAULTS`.
         spread_bias: redistribute what biases and other constants took, so that the map itself sums to the value.
         ledger: keep the books; they cost about a tenth. layers: and the relevance that crosses each layer's output.
         at: addresses whose relevance is kept with the result, "L3.attn.H*"; one, or a list of them.
@@ -190,6 +191,10 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
     for address in at:
         Address.parse(address)  # a slip in it is found before anything is run
     _check_size(batch_size)
+    if method is None:
+        subject = _subject(subject)
+        inputs = subject.prepare(inputs)
+        method = composite.default(_modality(subject, inputs))
     run = _method(method, spread_bias=spread_bias, ledger=ledger, layers=layers, at=at, unruled=unruled,
                   options=options or {}, show_progress=show_progress)
     subject = _subject(subject)
@@ -210,14 +215,17 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
 
 
 def compare(subject: str | Subject | nn.Module | tuple, inputs: object, target: object = None, *,
-            methods: Sequence[str | Composite] = ("attnlrp", "rollout", "integrated-gradients"), check: bool = True,
-            steps: int = 10, randoms: int = 20, seed: int = 0, batch_size: int | None = None,
-            show_progress: bool = False) -> Comparison:
+            methods: Sequence[str | Composite] | None = None, check: bool = True, steps: int = 10, randoms: int = 20,
+            seed: int = 0, batch_size: int | None = None, show_progress: bool = False) -> Comparison:
     """Several methods on the same inputs and the same targets, each checked by the same ablation.
 
-    Args: as of `explain` and `Explanation.check`; without `check` the maps alone.
+    Args: as of `explain` and `Explanation.check`; without `check` the maps alone. methods: None for `compared`.
     Raises: ValueError for no method or an unknown one, before anything is run.
     """
+    if methods is None:
+        subject = _subject(subject)
+        inputs = subject.prepare(inputs)
+        methods = compared(_modality(subject, inputs))
     if not methods or isinstance(methods, str):
         raise ValueError(f"methods is a list of names, got {methods!r}; the methods are {', '.join(METHODS)}")
     _check_size(batch_size)
@@ -236,6 +244,15 @@ def compare(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
                         show_progress=show_progress)
         results.append(found)
     return Comparison(results)
+
+
+def compared(modality: str) -> list[str]:
+    """Methods that are compared where none are named: the default of `composite.default`, and two that it should beat.
+
+    >>> compared("image")[1:]
+    ['rollout', 'integrated-gradients']
+    """
+    return [composite.default(modality), "rollout", "integrated-gradients"]
 
 
 def open(path: str | PathLike) -> Explanation | list[Explanation]:
@@ -264,6 +281,12 @@ def _checked(run: Method, subject: Subject, batch: Batch, targets: Targets) -> R
 
 def _subject(what: str | Subject | nn.Module | tuple) -> Subject:
     return what if isinstance(what, Subject) else load(what)
+
+
+def _modality(subject: Subject, batch: Batch) -> str:
+    """What the model takes; of a plain module, pictures where it is given pixels, (B, C, Y, X)."""
+    given = subject.modality == "tensors" and rows.leaf(batch)[1].ndim == 4
+    return "image" if given else subject.modality
 
 
 def _check_size(batch_size: int | None) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def explain(model: nn.Module | Subject, inputs: ndarray | Tensor, targets: ndarray | Tensor | int | None = None, *,
-            method: str | Composite = "attnlrp", options: dict[str, Any] | None = None, spread_bias: bool = False,
+            method: str | Composite | None = None, options: dict[str, Any] | None = None, spread_bias: bool = False,
             unruled: str = "error", batch_size: int | None = None, channels: bool = False,
             device: str | torch.device | None = None) -> ndarray:
     """Relevance of a batch, in the shape that Quantus' metrics expect.

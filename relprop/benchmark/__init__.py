@@ -25,6 +25,7 @@ from torch import nn
 from .. import view
 from ..composite import Composite
 from ..data import Data, get
+from ..explain import compared
 from ..load import load
 from ..result import Table
 from ..subject import Subject
@@ -70,9 +71,8 @@ class Benchmark(Table):
 
 
 def benchmark(subject: str | Subject | nn.Module | tuple, data: str | PathLike | Data, *,
-              methods: Sequence[str | Composite] | Mapping[str, object] = ("attnlrp", "rollout",
-                                                                           "integrated-gradients"),
-              metrics: Sequence[str] | None = None, out: str | PathLike | None = None, count: int | None = 500,
+              methods: Sequence[str | Composite] | Mapping[str, object] | None = None,
+              metrics: Sequence[str | Metric] | None = None, out: str | PathLike | None = None, count: int | None = 500,
               options: Mapping[str, dict] | None = None, correct_only: bool = True,
               baseline: str | int | None = None, by: str | None = None, seed: int = 0, batch_size: int = 32,
               show_progress: bool = True) -> Benchmark:
@@ -91,8 +91,10 @@ def benchmark(subject: str | Subject | nn.Module | tuple, data: str | PathLike |
         data: what `relprop.data.get` takes ("digits", "mnist:FOLDER", a folder of pictures with masks, a .jsonl), or
             `Data`. count: how many examples at most.
         methods: names of `METHODS` and composites, the first being what the others are tested against; or a mapping
-            from names in the table to names, composites, or functions (subject, batch, targets) -> `Relevance`.
-        metrics: names of `relprop.benchmark.METRICS`; None: all that apply and do not explain inputs many times over.
+            from names in the table to names, composites, or functions (subject, batch, targets) -> `Relevance`; None:
+            `compared`.
+        metrics: names of `relprop.benchmark.METRICS`, or a `Metric` of your own; None: all that apply and do not
+            explain inputs many times over.
         out: a folder; None: nothing is kept.
         options: of methods, by their name in the table, such as {"integrated-gradients": {"n_steps": 64}}.
         correct_only: leave out inputs for which the model does not decide as the data say.
@@ -105,17 +107,18 @@ def benchmark(subject: str | Subject | nn.Module | tuple, data: str | PathLike |
     """
     subject = subject if isinstance(subject, Subject) else load(subject)
     data = get(data, count=count, seed=seed)
-    compared, measured = listed(subject, methods, options), named(metrics, subject, data)
+    methods = compared(data.modality) if methods is None else methods
+    entered, measured = listed(subject, methods, options), named(metrics, subject, data)
     how = Options(baseline=baseline, by=by, share=data.share, seed=seed, batch_size=batch_size)
-    config = _config(subject, data, compared, measured, how, correct_only)
+    config = _config(subject, data, entered, measured, how, correct_only)
     crew = Crew.gathered(subject)
     if out is None and crew.size > 1:
         raise ValueError(f"{crew.size} processes share their work through a folder; give out=FOLDER")
-    others = controls(subject, data, compared[0], seed=seed, batch_size=batch_size)
-    compared += [one for one in others if one.name not in {method.name for method in compared}]
+    others = controls(subject, data, entered[0], seed=seed, batch_size=batch_size)
+    entered += [one for one in others if one.name not in {method.name for method in entered}]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "benchmark" if out is None else Path(out)
-        run = Run(subject, data, tuple(compared), tuple(measured), how, folder, correct_only)
+        run = Run(subject, data, tuple(entered), tuple(measured), how, folder, correct_only)
         return _done(run, crew, config, keep=out is not None, show_progress=show_progress)
 
 
