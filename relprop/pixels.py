@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +94,27 @@ def plain(channels: int, size: tuple[int, int], mean: Sequence[float], std: Sequ
         return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
     return Pixels(channels, size, mean, std, transform)
+
+
+def squeezed(pixels: Pixels) -> Pixels:
+    """The same preparation, but that a picture is resized whole to the model's size, whatever its shape, and not cut.
+
+    Raises: ValueError for a model that is bound to no size, or whose mean and standard deviation are not known.
+    """
+    if pixels.size is None or pixels.mean is None:
+        raise ValueError("pictures are resized whole for models that are bound to one size and whose mean and standard "
+                         "deviation are known; prepare the pixels and give them as a tensor")
+    size, mean, std = pixels.size, torch.tensor(pixels.mean), torch.tensor(pixels.std)
+
+    def transform(image: Image) -> Tensor:
+        import numpy as np
+        from PIL import Image
+
+        image = image if image.size == size[::-1] else image.resize(size[::-1], Image.Resampling.BILINEAR)
+        levels = torch.from_numpy(np.array(image, dtype="float32") / 255).reshape(*size, pixels.channels)
+        return ((levels - mean) / std).permute(2, 0, 1)
+
+    return replace(pixels, transform=transform)
 
 
 def from_processor(processor: object, channels: int, size: tuple[int, int] | None) -> Pixels:

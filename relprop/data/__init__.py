@@ -10,22 +10,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from .answer import squad
 from .canvas import digits, mnist
+from .classfolder import imagefolder, textfolder
+from .eraser import eraser
 from .example import Data, Example
 from .lines import SUFFIXES, texts
+from .passage import passages
 from .picture import pictures
 from .review import movies, sst
+from .segmentation import segmentation
 from .sequence import brackets, palindromes, sorted_lists
 
-__all__ = ["FILES", "MAKERS", "Data", "Example", "brackets", "digits", "get", "mnist", "movies", "palindromes",
-           "pictures", "sorted_lists", "sst", "texts"]
+__all__ = ["FILES", "MAKERS", "Data", "Example", "brackets", "digits", "eraser", "get", "imagefolder", "mnist",
+           "movies", "palindromes", "passages", "pictures", "segmentation", "sorted_lists", "squad", "sst",
+           "textfolder", "texts"]
 
 MAKERS: dict[str, Callable[..., Data]] = {
     "digits": digits, "palindromes": palindromes, "brackets": brackets, "sorted-lists": sorted_lists,
 }  # fmt: skip
 """Data that is drawn: `maker(count, seed=...)`."""
-FILES: dict[str, Callable[..., Data]] = {"mnist": mnist, "movies": movies, "sst": sst, "pictures": pictures,
-                                         "texts": texts}
+FILES: dict[str, Callable[..., Data]] = {
+    "mnist": mnist, "movies": movies, "eraser": eraser, "sst": sst, "pictures": pictures, "segmentation": segmentation,
+    "imagefolder": imagefolder, "texts": texts, "textfolder": textfolder, "passages": passages, "squad": squad,
+}  # fmt: skip
 """Data that is read: `maker(path, count, seed=...)`."""
 
 

@@ -44,6 +44,24 @@ class Example:
                              "each token")
 
 
+class Lazy(Sequence):
+    """Examples that are read when they are looked at, for more pictures than memory holds.
+
+    >>> read = Lazy(lambda line: Example(input=line), ["a", "b"])
+    >>> len(read), read[1].input
+    (2, 'b')
+    """
+
+    def __init__(self, make: Callable[[object], Example], lines: Sequence[object]) -> None:
+        self._make, self._lines = make, lines
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, row: int) -> Example:
+        return self._make(self._lines[row])
+
+
 @dataclass(frozen=True, eq=False)
 class Data:
     """Examples of one kind under a name; `about` says how they were made, and becomes part of every report."""
@@ -65,8 +83,10 @@ class Data:
     @property
     def share(self) -> float | None:
         """Mean share of the words, or tokens, that are marked; None where there are no marks or pictures."""
+        if self.modality == "image":
+            return None
         shares = [float(one.marked.double().mean()) for one in self.examples if one.marked is not None]
-        return sum(shares) / len(shares) if shares and self.modality != "image" else None
+        return sum(shares) / len(shares) if shares else None
 
     def has(self, what: str) -> bool:
         """Whether any example has `marked`, `labels` or `others`."""
@@ -116,12 +136,17 @@ def within(spans: Sequence[Sequence[int]], count: int) -> Tensor:
 
 def limited(make: Callable[[object], Example], lines: Sequence[object], count: int | None, seed: int) -> list[Example]:
     """Examples of `count` lines drawn by the seed, in their order; of all of them if there are not more."""
+    return [make(line) for line in chosen(lines, count, seed)]
+
+
+def chosen(lines: Sequence[object], count: int | None, seed: int) -> Sequence[object]:
+    """`count` of the lines, drawn by the seed, in their order; all of them if there are not more, or for None."""
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     if count is not None and count < len(lines):
         drawn = torch.randperm(len(lines), generator=torch.Generator().manual_seed(seed))[:count]
         lines = [lines[row] for row in drawn.sort().values.tolist()]
-    return [make(line) for line in lines]
+    return lines
 
 
 def _bytes(value: object) -> bytes:

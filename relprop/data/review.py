@@ -29,9 +29,9 @@ def movies(folder: str | Path, count: int | None = 500, *, seed: int = 0, length
     Raises: ValueError for a folder without it, and for evidence that goes beyond the words.
     """
     path = found(folder, "movies_test_passages", "test")
-    lines = [part for line in read(path) for part in ([line] if "words" in line else _passages(line, length))]
-    return Data("movies", "text", limited(_passage, lines, count, seed), {"file": path.name, "count": count,
-                                                                          "seed": seed, "length": length})
+    lines = [part for line in read(path) for part in ([line] if "words" in line else passages_of(line, length))]
+    return Data("movies", "text", limited(marked_passage, lines, count, seed),
+                {"file": path.name, "count": count, "seed": seed, "length": length})
 
 
 def sst(folder: str | Path, count: int | None = 500, *, seed: int = 0) -> Data:
@@ -50,13 +50,14 @@ def sst(folder: str | Path, count: int | None = 500, *, seed: int = 0) -> Data:
                                                                         "seed": seed})
 
 
-def _passage(line: dict) -> Example:
+def marked_passage(line: dict) -> Example:
+    """A line with words, evidence, label and doc as an example."""
     text, words = joined(line["words"])
     return Example(input=text, target=LABELS[line["label"]], words=words,
                    marked=within(line["evidence"], len(words)), group=line["doc"])
 
 
-def _passages(line: dict, length: int) -> Iterator[dict]:
+def passages_of(line: dict, length: int) -> Iterator[dict]:
     """A document cut between sentences; a sentence that is longer than `length` is a passage of its own."""
     spans = [span for span in line["evidence"] if span[0] != span[1]]  # the release has empty ones
     evidence, starts = within(spans, len(line["tokens"])), [0]
