@@ -4,17 +4,16 @@ Reference: C.-K. Yeh et al., "On the (In)fidelity and Sensitivity of Explanation
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import rows, units
-from ..still import settled
 from ..subject import Subject
 from ..target import Targets
 from ..tokens import Batch
+from .embedding import extended, looked_up
 from .removal import chance
 
 RADIUS = 0.1  # in standard deviations of the row's own input
@@ -63,7 +62,7 @@ class _Start:
     def __init__(self, subject: Subject, batch: Batch, groups: Tensor) -> None:
         self.batch, self.groups = batch, groups
         source = rows.leaf(batch)[1].detach()
-        self.table = None if source.is_floating_point() else _table(subject, batch, source)
+        self.table = None if source.is_floating_point() else looked_up(subject, batch, source)
         self.values = source if self.table is None else self.table.weight.detach()[source]
 
     def explained(self, values: Tensor, which: Tensor, targets: Targets, explain: Explain) -> Tensor:
@@ -74,42 +73,8 @@ class _Start:
         ids = rows.leaf(batch)[1]
         inside = self.groups[which].to(ids.device) >= 0
         fresh = len(self.table.weight) + torch.arange(int(inside.sum()), device=ids.device)
-        with _extended(self.table, values[inside]):
+        with extended(self.table, values[inside]):
             return explain(rows.put(batch, ids.masked_scatter(inside, fresh.to(ids.dtype))), own)
-
-
-@contextmanager
-def _extended(table: nn.Module, vectors: Tensor) -> Iterator[None]:
-    """The embedding with more vectors (N, D) behind its own; a weight that other modules share stays theirs."""
-    weight = table.weight
-    try:
-        table.weight = nn.Parameter(torch.cat([weight.detach(), vectors.to(weight)]), requires_grad=False)
-        yield
-    finally:
-        table.weight = weight
-
-
-def _table(subject: Subject, batch: Batch, ids: Tensor) -> nn.Module:
-    """The first module with a table of vectors that is called with the token ids."""
-    found: list[nn.Module] = []
-
-    def hook(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
-        given = [one for one in [*args, *kwargs.values()] if isinstance(one, Tensor) and one.shape == ids.shape]
-        holds = isinstance(module._parameters.get("weight"), nn.Parameter) and module.weight.ndim == 2
-        if holds and any(torch.equal(one, ids) for one in given):
-            found.append(module)
-
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in subject.model.modules()]
-    try:
-        with settled(subject.model), torch.no_grad():
-            subject.forward(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not found:
-        raise ValueError(f"no module of {subject.name} looks the token ids up in a table, so that there are no "
-                         "embeddings to change a little")
-    return found[0]
 
 
 def _noise(values: Tensor, generator: torch.Generator, samples: int, radius: float) -> Tensor:
