@@ -56,8 +56,8 @@ class Metric:
         return {"name": self.name, "best": self.best, "about": self.about, "reference": self.reference}
 
 
-def named(names: Sequence[str] | None, subject: Subject, data: Data) -> list[Metric]:
-    """The metrics asked for; None: all that apply and are not costly.
+def named(names: Sequence[str | Metric] | None, subject: Subject, data: Data) -> list[Metric]:
+    """The metrics asked for, by name or as they are; None: all that apply and are not costly.
 
     Raises: ValueError for an unknown name, with those known, for one that does not apply, with the reason, and where
         none is left.
@@ -65,7 +65,8 @@ def named(names: Sequence[str] | None, subject: Subject, data: Data) -> list[Met
     if names is None:
         found = [metric for metric in METRICS.values() if not metric.costly and metric.lacks(subject, data) is None]
     else:
-        found = [_known(name) for name in dict.fromkeys([names] if isinstance(names, str) else names)]
+        asked = dict.fromkeys([names] if isinstance(names, str | Metric) else names)
+        found = [one if isinstance(one, Metric) else _known(one) for one in asked]
     for metric in found:
         if why := metric.lacks(subject, data):
             raise ValueError(f"metric {metric.name!r} does not apply: {why}")

@@ -13,7 +13,7 @@ from ..errors import Undefined
 from ..result import Cell, Cost, Table
 from .method import Method
 from .metric import Metric
-from .run import Run
+from .run import WRONG, Run
 
 RESAMPLES = 4999  # of a bootstrap or of signs
 
@@ -21,11 +21,17 @@ Lines = Mapping[str, Sequence[dict]]  # by method
 
 
 def summary(run: Run, config: Mapping[str, object]) -> Table:
-    """The table of a run that is complete."""
+    """The table of a run that is complete.
+
+    Raises: ValueError where every input was left out.
+    """
     lines = {method.name: list(run.lines(method)) for method in run.methods}
     first = run.methods[0].name
     cells = [cell for metric in run.metrics for cell in _cells(metric, lines, first, run.options.seed)]
     skipped = Counter(line["skipped"] for line in lines[first] if "skipped" in line)
+    if sum(skipped.values()) == len(lines[first]):
+        raise ValueError(f"nothing to measure: {WRONG} on any of the {len(lines[first])} inputs; explain what it gets "
+                         "wrong as well (correct_only=False), or give it data that it knows")
     groups = len({line["group"] for line in lines[first]})
     about = {**config, "rows": len(lines[first]), "groups": groups, "skipped": dict(skipped)}
     controls = tuple(method.name for method in run.methods if method.control)
