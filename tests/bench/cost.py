@@ -19,6 +19,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch is imported: its
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from relprop import composite  # noqa: E402
+from relprop.explain import Explanation, explain  # noqa: E402
 from relprop.relevance import Propagation, propagate  # noqa: E402
 
 CASES = ("vit-1", "vit-8", "bert", "gpt2", "llama")
@@ -79,7 +81,9 @@ def plain(one: Case) -> None:
     torch.autograd.grad(value.sum(), leaf if leaf is not None else leaves[0])
 
 
-def explained(one: Case, method: str, ledger: bool) -> Propagation:
+def explained(one: Case, method: str, ledger: bool) -> Propagation | Explanation:
+    if method not in composite.NAMES:
+        return explain(one.model, one.args[0] if one.args else one.kwargs, one.value, method=method)
     return propagate(one.model, one.args, one.kwargs, one.value, method, ledger=ledger)
 
 
@@ -116,18 +120,19 @@ def rows(names: list[str], methods: list[str], repeats: int) -> Iterator[str]:
         one = case(name)
         one.model.eval().requires_grad_(False)
         for method in methods:
-            for ledger in (False, True):
+            for ledger in (False, True) if method in composite.NAMES else (False,):
                 ratio, base, memory = measure(one, method, ledger, repeats)
                 kept = "map only"
                 if ledger:
                     kept = f"with ledger, error {float(explained(one, method, True).ledger.error.max()):.0e}"
-                yield f"{name:8s} {method:14s} time x{ratio:.2f}  memory x{memory:.2f}  (plain {base:.2f} s)  {kept}"
+                yield f"{name:8s} {method:24s} time x{ratio:.2f}  memory x{memory:.2f}  (plain {base:.2f} s)  {kept}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--methods", nargs="+", default=["attnlrp", "cp-lrp", "deep-taylor", "attnlrp-gamma"])
+    parser.add_argument("--methods", nargs="+", default=[
+        "attnlrp", "cp-lrp", "deep-taylor", "attnlrp-gamma", "transformer-attribution"])
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; ratio to forward + backward to the input")
