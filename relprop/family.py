@@ -106,7 +106,10 @@ def vocabulary_size(model: nn.Module) -> int | None:
     """Number of token ids that a model has an embedding for."""
     if _config(model) is None:
         return None
-    return getattr(model.get_input_embeddings(), "num_embeddings", None)
+    try:
+        return getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # of several inputs, such as CLIP
+        return None
 
 
 def decoder_start(model: nn.Module) -> int:

@@ -22,7 +22,7 @@ from .ops.call import Turn, dependent
 from .ops.journal import STABILIZER, Rows
 from .result import Ledger
 from .still import settled
-from .trace import ROUNDING, STREAM, Attending, Attention, Interception, Tap, intercepted
+from .trace import ROUNDING, STREAM, Attending, Attention, Interception, Part, Tap, intercepted
 
 TARGET = "target function"
 TOKEN_NAMES = ("input_ids", "decoder_input_ids")
@@ -88,27 +88,33 @@ class Pattern:
     values: Tensor
     queries: str | None
     keys: str | None
+    queries_after: int = -1
+    keys_after: int = -1
 
     @staticmethod
     def of(attention: Attention, slope: Tensor, per_unit: Tensor | None, rows: int) -> "Pattern":
         weights = attention.weights.detach()
         whole = [None if t is None else _by_head(t, rows)
                  for t in (weights, slope, None if per_unit is None else weights * per_unit)]
-        return Pattern(attention.path, *whole, attention.values.detach(), attention.queries, attention.keys)
+        return Pattern(attention.path, *whole, attention.values.detach(), attention.queries, attention.keys,
+                       attention.queries_after, attention.keys_after)
 
 
 @dataclass(frozen=True, eq=False)
 class Attended:
     """The output of a forward pass, the explained values (B,), and its attention patterns in order.
 
-    `end_slope`: gradient of the value at the last tensor (B, T, D) that holds the last pattern's query positions, whose
-    size says which of them the value is read from; None if no module returns one. `forwards`: of the whole batch.
+    `reads`: by stream (the name of the input whose positions they are, and their number) how much the value depends on
+    each of them once all attention is done, |dy/dh_t|_1, (B, T), with h the last tensor of the stream that a module
+    returned and the value depends on; streams of which no module returned one are missing. `joined`: of which inputs'
+    positions a stream is made that several share. `forwards`: of the batch.
     """
 
     output: Any
     value: Tensor
     patterns: list[Pattern]
-    end_slope: Tensor | None
+    reads: dict[tuple[str | None, int], Tensor]
+    joined: dict[str, tuple[Part, ...]] = field(default_factory=dict)
     forwards: int = 1
 
 
@@ -141,9 +147,13 @@ def _by_head(t: Tensor, rows: int) -> Tensor:
     return t if t.dim() == 4 else t.unflatten(0, (rows, -1))
 
 
-def _places(attention: Attention) -> tuple[int, int]:
-    """Numbers of query and key positions."""
-    return tuple(attention.weights.shape[-2:])
+def _read(slopes: list[Tensor]) -> Tensor:
+    """|slope|_1 of each position, (B, T), of the last of the slopes (B, T, D) that is not zero, in each row."""
+    sizes = [slope.abs().sum(-1) for slope in slopes]
+    found = sizes[0]
+    for size in sizes[1:]:
+        found = torch.where((size > 0).any(-1, keepdim=True), size.to(found.dtype), found)
+    return found
 
 
 def _grads(value: Tensor, tensors: list[Tensor], start: Tensor, retain: bool) -> list[Tensor]:
@@ -163,7 +173,8 @@ def _side_by_side(rows: list[Attended]) -> Attended:
                                    for name in ("weights", "slope", "relevance", "values")})
                 for one in zip(*(row.patterns for row in rows), strict=True)]
     return Attended([row.output for row in rows], torch.cat([row.value for row in rows]), patterns,
-                    joined([row.end_slope for row in rows]), forwards=2)
+                    {stream: torch.cat([row.reads[stream] for row in rows]) for stream in rows[0].reads},
+                    rows[0].joined, forwards=2)
 
 
 @dataclass
@@ -266,17 +277,19 @@ class _Run:
             with torch._C.DisableTorchFunction():
                 value = self._value(output)
                 wanted = mode.attentions[layers]
-                end = mode.ends.get(_places(wanted[-1])[0]) if wanted else None
+                ends = [end for found in mode.ends.values() for end in found] if wanted else []
                 weights = [attention.weights for attention in wanted]
                 turn.plain = True
-                slopes = _grads(value, [*weights, *([] if end is None else [end])], torch.ones_like(value), two_ways)
+                slopes = _grads(value, [*weights, *ends], torch.ones_like(value), two_ways)
                 turn.plain = False
                 per_unit = _grads(value, weights, 1 / stabilize(value.detach()), False) if two_ways else []
         if not rows.exact:
             return None
         found = [Pattern.of(attention, slope, share, self.rows)
                  for attention, slope, share in zip_longest(wanted, slopes[:len(wanted)], per_unit)]
-        return Attended(output, value.detach(), found, slopes[-1] if end is not None else None)
+        at_ends = iter(slopes[len(wanted):])
+        reads = {stream: _read([next(at_ends) for _ in found]) for stream, found in mode.ends.items()} if wanted else {}
+        return Attended(output, value.detach(), found, reads, mode.joined)
 
     def _leaves(self) -> tuple[dict[str, Tensor], tuple[Any, ...], dict[str, Any]]:
         """The floating inputs as leaves, and the arguments that carry them into the model."""

@@ -64,17 +64,24 @@ def patches(size: tuple[int, int], *, patch: tuple[int, int] | None = None,
 
 
 def grid(size: tuple[int, int], length: int) -> tuple[int, int]:
-    """The finest grid of whole square patches that has at most `length` of them, for models whose patches are unknown.
+    """The finest grid of whole square patches that has at most `length` of them, for models whose patches are unknown,
+    or else the one of exactly `length` square patches whose last are cut, as where convolutions scale a picture down.
 
     Args: size: (Y, X). length: positions of the model, prefix tokens among them.
     Raises: ValueError if not even the whole picture is such a patch.
 
-    >>> grid((24, 24), 17)
-    (4, 4)
+    >>> grid((24, 24), 17), grid((800, 1066), 850)
+    ((4, 4), (25, 34))
     """
-    for side in range(1, min(size) + 1):
-        if not (size[0] % side or size[1] % side) and (size[0] // side) * (size[1] // side) <= length:
-            return size[0] // side, size[1] // side
+    sides = range(1, min(size) + 1)
+    grids = [(-(-size[0] // side), -(-size[1] // side)) for side in sides]
+    whole = (grid for grid, side in zip(grids, sides, strict=True) if not (size[0] % side or size[1] % side))
+    finest = next((grid for grid in whole if math.prod(grid) <= length), None)
+    exact = next((grid for grid in grids if math.prod(grid) == length), None)
+    if finest is not None and (exact is None or math.prod(finest) == length):
+        return finest
+    if exact is not None:
+        return exact
     raise ValueError(f"a picture of {size[0]} x {size[1]} pixels cannot be cut into at most {length} square patches")
 
 

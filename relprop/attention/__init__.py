@@ -4,8 +4,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..result import Relevance
-from . import chefer
+from . import chefer, generic
 from .chefer import RULES, full_lrp, lrp_rollout, partial_lrp, transformer_attribution
+from .generic import aggregate, generic_attention
 from .gradcam import attention_gradcam, gradcam
 from .readout import readout
 from .rollout import FUSIONS, attention_rollout, raw_attention, rollout
@@ -14,8 +15,8 @@ from .weighted import lengths, value_weighted_attention
 METHODS: dict[str, Callable[..., Relevance]] = {
     "rollout": attention_rollout, "raw-attention": raw_attention, "attention-gradcam": attention_gradcam,
     "value-weighted-attention": value_weighted_attention,
-    **chefer.METHODS}
+    **chefer.METHODS, **generic.METHODS}
 
-__all__ = ["FUSIONS", "METHODS", "RULES", "attention_gradcam", "attention_rollout", "full_lrp", "gradcam", "lengths",
-           "lrp_rollout", "partial_lrp", "raw_attention", "readout", "rollout", "transformer_attribution",
-           "value_weighted_attention"]
+__all__ = ["FUSIONS", "METHODS", "RULES", "aggregate", "attention_gradcam", "attention_rollout", "full_lrp",
+           "generic_attention", "gradcam", "lengths", "lrp_rollout", "partial_lrp", "raw_attention", "readout",
+           "rollout", "transformer_attribution", "value_weighted_attention"]

@@ -34,7 +34,7 @@ def readout(model: nn.Module, batch: Batch, targets: Targets, length: int) -> tu
             raise ValueError(f"no module of the model gives (B, {length}, D), so which positions are read is unknown")
         slope, = torch.autograd.grad(value.sum(), kept, allow_unused=True) if value.requires_grad else (None,)
     slope = value.new_zeros(batch.rows, length, 1) if slope is None else slope.to(value.dtype)
-    return value.detach(), _normalised(slope), targets.names(output, batch)
+    return value.detach(), _normalised(slope.abs().sum(-1)), targets.names(output, batch)
 
 
 @contextmanager
@@ -85,15 +85,15 @@ def read_from(found: Attended, batch: Batch) -> Tensor:
 
     Raises: ValueError if no module returned the positions; IndependentOutput if the target is read from none.
     """
-    if found.end_slope is None:
-        raise ValueError(f"no module of the model gives (B, {found.patterns[-1].weights.shape[-2]}, D), so which "
-                         "positions are read is unknown")
-    return _normalised(found.end_slope)
+    last = found.patterns[-1]
+    length = last.weights.shape[-2]
+    if (last.queries, length) not in found.reads:
+        raise ValueError(f"no module of the model gives (B, {length}, D), so which positions are read is unknown")
+    return _normalised(found.reads[last.queries, length])
 
 
-def _normalised(slope: Tensor) -> Tensor:
-    """|slope| of positions (B, T, D) as weights that sum to one, (B, T)."""
-    weights = slope.abs().sum(-1)
+def _normalised(weights: Tensor) -> Tensor:
+    """Weights of positions that sum to one, (B, T)."""
     total = weights.sum(-1, keepdim=True)  # (B, 1)
     if not (total > 0).all():
         row = int((total > 0).flatten().int().argmin())
@@ -143,6 +143,7 @@ def _places(batch: Batch, length: int) -> Tensor | None:
     patch, grid = (batch.units.patch, batch.units.grid) if isinstance(batch.units, ImageUnits) else (None, None)
     if patch is None and grid is None:
         grid = units.grid(size, length)
+        patch = (max(-(-side // count) for side, count in zip(size, grid, strict=True)),) * 2  # square, also where cut
     places = units.patches(size, patch=patch, grid=grid)
     count = int(places.max()) + 1
     if count > length:

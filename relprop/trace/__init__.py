@@ -1,10 +1,10 @@
 """Calls of an unmodified model: run under rules (`intercepted`), or only watched (`observed`, `attention_patterns`)."""
 
 from .activation import activation_offset
-from .attending import STREAM, Attending, Attention
+from .attending import STREAM, Attending, Attention, Part
 from .interception import ROUNDING, Interception, Tap, intercepted
 from .mixing import Mixing, mixings
 from .observation import Seen, attention_patterns, observed
 
-__all__ = ["ROUNDING", "STREAM", "Attending", "Attention", "Interception", "Mixing", "Seen", "Tap",
+__all__ = ["ROUNDING", "STREAM", "Attending", "Attention", "Interception", "Mixing", "Part", "Seen", "Tap",
            "activation_offset", "attention_patterns", "intercepted", "mixings", "observed"]

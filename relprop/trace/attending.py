@@ -15,17 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..composite import Composite
-from ..ops import Call, Op, add, lookup
+from ..ops import Call, Op, activation, add, lookup, matmul, mul
 from ..ops.call import Alternating, Turn, dependent, plain
 from ..ops.mul import GATE
 from .interception import Interception
 
 STREAM = "_relprop_stream"
 """Name of the mark that tells which input's positions a tensor holds; it follows the first operand that has one."""
-_KEYS, _PATTERN, _HELD = "_relprop_keys", "_relprop_pattern", "_relprop_held"
+_AFTER, _PATTERN, _HELD = "_relprop_after", "_relprop_pattern", "_relprop_held"
+_JOINS = (torch.cat, torch.concat, torch.concatenate)
 _TWO_WAYS = frozenset({"norm", "softmax", "activation", "matmul", "add", "mul"})
 
 
@@ -34,6 +36,9 @@ class Attention:
     """One attention of a forward pass: the module it was called in, the softmax's result as the model has it, (B, H, T,
     S) or (B H, T, S), the values it mixes, and the inputs whose positions are T and S; None for a constant's, such as
     learned queries.
+
+    `queries_after` and `keys_after` say which state of the two it reads: number of the last attention that wrote into
+    it, counted from 0 over the forward pass, -1 before any. In co-attention both of a pair read what was before either.
     """
 
     path: str
@@ -41,6 +46,20 @@ class Attention:
     values: Tensor
     queries: str | None
     keys: str | None
+    queries_after: int = -1
+    keys_after: int = -1
+
+
+@dataclass(frozen=True)
+class Part:
+    """Positions of a joint sequence that are an input's: those from `start` on, in the state that they had (see
+    `Attention`) when the sequence was put together.
+    """
+
+    name: str
+    length: int
+    start: int
+    after: int
 
 
 class Both(Function):
@@ -52,16 +71,16 @@ class Both(Function):
         with torch.enable_grad():
             free = [x.detach().requires_grad_() for x in xs]
             ruled = [x.detach().requires_grad_(not h) for x, h in zip(xs, held, strict=True)]
-            ctx.graphs = {True: (by_gradient(*free), free), False: (by_rule(*ruled), ruled)}
+            ctx.graphs = {True: (_edges(by_gradient(*free)), free)}  # its values, which are the same, go
+            output = by_rule(*ruled)
+            ctx.graphs[False] = _edges(output), ruled
         ctx.turn = turn
-        output = ctx.graphs[False][0]
         return output.detach() if isinstance(output, Tensor) else tuple(t.detach() for t in output)
 
     @staticmethod
     def backward(ctx: Any, *gs: Tensor) -> tuple[Any, ...]:
-        outputs, xs = ctx.graphs[ctx.turn.plain]
-        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-        reached = [(y, g) for y, g in zip(outputs, gs, strict=True) if y.requires_grad and g is not None]
+        edges, xs = ctx.graphs[ctx.turn.plain]
+        reached = [(edge, g) for edge, g in zip(edges, gs, strict=True) if edge is not None and g is not None]
         moving = [x for x in xs if x.requires_grad]
         if not reached or not moving:
             return (None,) * (4 + len(xs))
@@ -70,35 +89,74 @@ class Both(Function):
         return None, None, None, None, *(next(found) if x.requires_grad else None for x in xs)
 
 
+def _edges(output: Any) -> list[Any]:
+    """Where the graph of each output ends; None for one that depends on nothing."""
+    outputs = (output,) if isinstance(output, Tensor) else output
+    return [get_gradient_edge(t) if t.requires_grad else None for t in outputs]
+
+
+class Halved(Function):
+    """The identity, whose relevance per unit is halved, and whose gradient is not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, turn: Turn) -> Tensor:
+        ctx.turn = turn
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return (g if ctx.turn.plain else g * 0.5), None
+
+
 class Attending(Interception):
     """An interception that keeps every attention open and collects them, in order, in `attentions`.
 
-    With a `turn`, ops keep both ways back. `ends` holds, by number of positions, the last tensor (B, T, D) that a
-    module returned: what follows it reads the positions.
+    With a `turn`, ops keep both ways back. `ends` holds, by stream and its number of positions, the tensors (B, T, D)
+    that modules returned since its last attention: the last of them that the value depends on says which it reads.
     """
 
     def __init__(self, model: nn.Module, composite: Composite, *, turn: Turn | None = None, **options: Any) -> None:
         super().__init__(model, composite, **options)
         self.turn, self.asks_where = turn, True
         self.attentions: list[Attention] = []
-        self.ends: dict[int, Tensor] = {}
+        self.ends: dict[tuple[str | None, int], list[Tensor]] = {}
+        self.joined: dict[str, tuple[Part, ...]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = super().__torch_function__(func, types, args, kwargs)
         if torch.is_grad_enabled():
+            if func in _JOINS:
+                self._join(output, *args, **(kwargs or {}))
             self._follow([a for a in tree_flatten((args, kwargs or {}))[0] if isinstance(a, Tensor)], output)
         return output
 
     def _follow(self, operands: list[Tensor], output: Any) -> None:
-        """Marks of the operands that are the output's as well, where it has none of its own yet."""
+        """The operands' stream is the output's as well, unless it has one of its own, and in its latest state."""
         for one in output if isinstance(output, (tuple, list)) else [output]:
             if not isinstance(one, Tensor):
                 continue
-            for mark in (STREAM, _KEYS):
-                if not hasattr(one, mark):
-                    found = next((getattr(x, mark) for x in operands if hasattr(x, mark)), None)
-                    if found is not None:
-                        setattr(one, mark, found)
+            if not hasattr(one, STREAM):
+                found = next((getattr(x, STREAM) for x in operands if hasattr(x, STREAM)), None)
+                if found is not None:
+                    setattr(one, STREAM, found)
+            stream = _stream(one)
+            after = max(_after(x) for x in (one, *operands) if _stream(x) == stream)
+            if after > _after(one):
+                setattr(one, _AFTER, after)
+
+    def _join(self, output: Tensor, tensors: Any, dim: int = 0, **_: Any) -> None:
+        """Notes a sequence (B, T, D) that is put together from positions of several inputs: words and patches."""
+        if output.dim() != 3 or dim not in (1, -2):
+            return
+        parts, start = [], 0
+        for one in tensors:
+            if _stream(one) is not None:
+                parts.append(Part(_stream(one), one.shape[1], start, _after(one)))
+            start += one.shape[1]
+        if len({part.name for part in parts}) > 1:
+            name = "+".join(part.name for part in parts)
+            self.joined[name] = tuple(parts)
+            setattr(output, STREAM, name)
 
     def _embedding(self, *args: Any, **kwargs: Any) -> Tensor:
         before = len(self.leaves)
@@ -123,7 +181,7 @@ class Attending(Interception):
     def leave_output(self, path: str, output: Any) -> None:
         super().leave_output(path, output)
         if path and dependent(output) and output.dim() == 3:
-            self.ends[output.shape[1]] = output
+            self.ends.setdefault((_stream(output), output.shape[1]), []).append(output)
 
     # -- attention -----------------------------------------------------------------------------------------------
 
@@ -156,15 +214,18 @@ class Attending(Interception):
             patterns = [getattr(x, _PATTERN, None) for x in operands]
             weights = next((p for p in patterns if p is not None), None)
             if weights is None:
-                _set(output, getattr(first, STREAM, None), getattr(operands[1], STREAM, None))
+                setattr(output, STREAM, _stream(first))  # the queries', also where they have none and the keys do
             else:
                 values = operands[0 if patterns[0] is None else 1]
                 self._attended(weights, values, output)
 
     def _attended(self, weights: Tensor, values: Tensor, output: Tensor) -> None:
-        queries, keys = getattr(weights, STREAM, None), getattr(weights, _KEYS, None)
-        self.attentions.append(Attention(self._stack[-1][0], weights, values, queries, keys))
-        _set(output, queries, None)
+        queries, keys = _stream(weights), _stream(values)
+        self.attentions.append(Attention(self._stack[-1][0], weights, values, queries, keys, _after(weights),
+                                         _after(values)))
+        self.ends.pop((queries, weights.shape[-2]), None)
+        setattr(output, STREAM, queries)
+        setattr(output, _AFTER, len(self.attentions) - 1)
 
     # -- two ways back -------------------------------------------------------------------------------------------
 
@@ -175,6 +236,11 @@ class Attending(Interception):
         call = self._call(op.kind, func, args)
         if len(places) == 1 and not held[0] and _linear_in_one(call, leaves, places[0]):
             return super()._run(op, func, args, kwargs)
+
+        if len(places) == 2 and not any(held) and call.rule in (matmul.uniform, mul.uniform):
+            return self._halved(func, leaves, places, rebuild)
+        if op.run is activation.elementwise and len(places) == 1 and call.rule is activation.identity:
+            return self._activated(call, func, leaves, places[0], rebuild)
 
         def filled(xs: tuple[Tensor, ...]) -> Any:
             whole = list(leaves)
@@ -193,6 +259,34 @@ class Attending(Interception):
             return func(*args, **kwargs)
 
         return self._both(by_rule, by_gradient, held, [leaves[i] for i in places], call)
+
+    def _halved(self, func: Any, leaves: list[Any], places: list[int], rebuild: Any) -> Any:
+        """A product under the uniform rule: halved once, at its operands or at what comes out, whichever is smaller."""
+        a, b = (leaves[place] for place in places)
+        at_output = max(a.numel(), b.numel()) > 2 * a[..., 0].numel() * b.shape[-1]  # of a product of matrices
+        if not at_output:
+            for place in places:
+                leaves[place] = Halved.apply(leaves[place], self.turn)
+        args, kwargs = tree_unflatten(leaves, rebuild)
+        output = func(*args, **kwargs)
+        return Halved.apply(output, self.turn) if at_output else output
+
+    def _activated(self, call: Call, func: Any, leaves: list[Any], place: int, rebuild: Any) -> Tensor:
+        """An activation under the identity rule, computed once for both ways back."""
+        found: list[Tensor] = []
+
+        def run(x: Tensor) -> Tensor:
+            args, kwargs = tree_unflatten([*leaves[:place], x, *leaves[place + 1:]], rebuild)
+            return func(*args, **{**kwargs, "inplace": False} if kwargs.get("inplace") else kwargs)
+
+        def by_gradient(x: Tensor) -> Tensor:
+            found.append(run(x))
+            return found[0]
+
+        def by_rule(x: Tensor) -> Tensor:
+            return activation.Identity.apply(x, lambda _: found.pop().detach(), activation.at_zero(run, x))
+
+        return self._both(by_rule, by_gradient, (hasattr(leaves[place], _HELD),), [leaves[place]], call)
 
     def _both(self, by_rule: Any, by_gradient: Any, held: tuple[bool, ...], xs: list[Tensor], call: Call) -> Any:
         passes = []  # whether the rule passes anything on; a scale that is held does not
@@ -230,10 +324,12 @@ def _linear_in_one(call: Call, leaves: list[Any], place: int) -> bool:
     return call.kind in ("matmul", "mul") and not ("div" in name and (place > 0 or name.startswith("__r")))
 
 
-def _set(output: Tensor, stream: str | None, keys: str | None) -> None:
-    """Marks that are known, also where it is known that there is none."""
-    setattr(output, STREAM, stream)
-    setattr(output, _KEYS, keys)
+def _stream(x: Tensor) -> str | None:
+    return getattr(x, STREAM, None)
+
+
+def _after(x: Tensor) -> int:
+    return getattr(x, _AFTER, -1)
 
 
 def _copy_marks(source: Tensor, target: Tensor) -> None:
