@@ -16,7 +16,7 @@ from relprop.target import Token
 from relprop.tokens import Batch
 
 FOLLOWED = {name: method for name, method in attention.METHODS.items() if name != "full-lrp"}  # by their patterns
-SHARES = ("rollout", "raw-attention", "last-layer-attention", "value-weighted-attention")
+SHARES = ("rollout", "raw-attention", "last-layer-attention", "value-weighted-attention", "attention-flow")
 ONE_LAYER = ("partial-lrp", "attention-gradcam")  # look at the last layer alone
 CLIPPED = ("attention-gradcam",)  # may be zero everywhere
 

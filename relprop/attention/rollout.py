@@ -45,18 +45,28 @@ def rollout(patterns: list[Tensor], *, head_fusion: str = "mean", discard: float
         itself).
     Raises: ValueError for no pattern, patterns that do not follow each other, or an unknown option.
     """
-    if head_fusion not in FUSIONS:
-        raise ValueError(f"no head fusion {head_fusion!r}; there are {', '.join(FUSIONS)}")
+    check_fusion(head_fusion)
     if not 0 <= discard < 1:
         raise ValueError(f"discard is a share in [0, 1), got {discard}")
     check_square(patterns)
-    if not 0 <= start_layer < len(patterns):
-        raise ValueError(f"start_layer {start_layer} is not one of the {len(patterns)} layers")
     total = None
-    for pattern in patterns[start_layer:]:
-        mixed = _mixed(_fused(pattern, head_fusion, padding), discard, padding)
+    for pattern in layers_from(patterns, start_layer):
+        mixed = with_skip(over_heads(pattern, head_fusion, padding), discard, padding)
         total = mixed if total is None else mixed @ total
     return total
+
+
+def check_fusion(head_fusion: str) -> None:
+    """Raises ValueError for a head fusion that does not exist."""
+    if head_fusion not in FUSIONS:
+        raise ValueError(f"no head fusion {head_fusion!r}; there are {', '.join(FUSIONS)}")
+
+
+def layers_from(patterns: list[Tensor], start_layer: int) -> list[Tensor]:
+    """The patterns from this layer on. Raises: ValueError if there is no such layer."""
+    if not 0 <= start_layer < len(patterns):
+        raise ValueError(f"start_layer {start_layer} is not one of the {len(patterns)} layers")
+    return patterns[start_layer:]
 
 
 def check_square(patterns: list[Tensor], rows: int | None = None) -> None:
@@ -70,7 +80,7 @@ def check_square(patterns: list[Tensor], rows: int | None = None) -> None:
                          "expected (B, H, T, T) with one T: no windows, no merging of tokens, no cross-attention")
 
 
-def _fused(pattern: Tensor, head_fusion: str, padding: Tensor | None) -> Tensor:
+def over_heads(pattern: Tensor, head_fusion: str, padding: Tensor | None) -> Tensor:
     """The pattern over heads, (B, T, S), zero in rows and columns of padding (where a fused kernel may leave NaN)."""
     fused = FUSIONS[head_fusion](pattern.detach().to(torch.promote_types(pattern.dtype, torch.float32)))
     if padding is None:
@@ -78,7 +88,7 @@ def _fused(pattern: Tensor, head_fusion: str, padding: Tensor | None) -> Tensor:
     return fused.masked_fill(padding[:, :, None] | padding[:, None, :], 0)
 
 
-def _mixed(fused: Tensor, discard: float, padding: Tensor | None) -> Tensor:
+def with_skip(fused: Tensor, discard: float = 0.0, padding: Tensor | None = None) -> Tensor:
     """One layer's mixing of positions with its skip connection, (B, T, S); rows sum to one."""
     if discard:
         there = torch.ones(fused.shape[:2], dtype=torch.bool, device=fused.device) if padding is None else ~padding
@@ -127,14 +137,13 @@ def raw_attention(subject: Subject, batch: Batch, targets: Targets, *, layer: in
     Returns: map as of `attention_rollout`.
     Raises: ValueError where there is no attention to read, or no such layer.
     """
-    if head_fusion not in FUSIONS:
-        raise ValueError(f"no head fusion {head_fusion!r}; there are {', '.join(FUSIONS)}")
+    check_fusion(head_fusion)
     with settled(subject.model):
         output, patterns = attention_patterns(subject.model, batch.args, batch.kwargs)
         check_square(patterns)
         if not -len(patterns) <= layer < len(patterns):
             raise ValueError(f"layer {layer} is not one of the {len(patterns)} layers")
         padding = padding_of(batch, patterns)
-        pattern = _fused(patterns[layer], head_fusion, padding)
+        pattern = over_heads(patterns[layer], head_fusion, padding)
         options = {"method": "raw-attention", "layer": layer, "head_fusion": head_fusion}
         return read(subject, batch, targets.fixed(output, batch), pattern, padding, options)
