@@ -40,6 +40,5 @@ with recipe.errors_in_a_line():
                       seed=args.seed, batch_size=args.batch_size, correct_only=not args.all)
 
     columns = {metric["name"]: means(found, metric["name"]) for metric in found.metrics}
-    beside = ATTNLRP.save(columns, args.out, of=found)
-    print(recipe.written(ATTNLRP, beside, found))
-    print(f"{args.out}: table.html, table.svg, table.csv, table.json, rows.csv; paper.html, paper.csv, paper.json")
+    if recipe.leads():  # of several processes, the first
+        print(recipe.concluded(ATTNLRP, columns, args.out, of=found))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from relprop import load
 from relprop.benchmark import benchmark, recipe
-from relprop.benchmark.published import ERASER, KS, RATIONALE_METRICS, means
+from relprop.benchmark.published import ERASER, KS, RATIONALE_METRICS, here, means
 from relprop.data import eraser
 from relprop.view import series
 
@@ -36,8 +36,8 @@ with recipe.errors_in_a_line():
                       batch_size=args.batch_size)
 
     places = {f"token-f1@{k}": k for k in KS}
-    series(found, places, title=f"{subject.name} on {len(data)} rows of {data.name}", along="k, most relevant words",
-           up="token F1").savefig(args.out / "curve.svg")
-    beside = ERASER.save({name: means(found, name) for name in [*places, *FAITHFUL]}, args.out, of=found)
-    print(recipe.written(ERASER, beside, found))
-    print(f"{args.out}: table.html, table.svg, table.csv, table.json, rows.csv; curve.svg; paper.html, paper.csv ...")
+    if recipe.leads():  # of several processes, the first
+        curves = series(found, places, title=here(found), along="k, most relevant words", up="token F1")
+        curves.savefig(args.out / "curve.svg")
+        columns = {name: means(found, name) for name in [*places, *FAITHFUL]}
+        print(recipe.concluded(ERASER, columns, args.out, of=found))

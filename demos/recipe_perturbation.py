@@ -41,6 +41,5 @@ with recipe.errors_in_a_line():
 
     columns = {f"{sign}, {of}": means(table, f"{sign}-accuracy-area") for sign in ("negative", "positive")
                for of, table in (("predicted", by_prediction), ("label", by_label))}
-    beside = PERTURBATION.save(columns, args.out, of=by_label)
-    print(recipe.written(PERTURBATION, beside, by_label))
-    print(f"{args.out}: paper.html, paper.csv, paper.json; label/, predicted/: table.html, table.svg, rows.csv ...")
+    if recipe.leads():  # of several processes, the first
+        print(recipe.concluded(PERTURBATION, columns, args.out, of=by_label))

@@ -33,6 +33,5 @@ with recipe.errors_in_a_line():
                       metrics=[*SEGMENTATION_METRICS, "pixel-accuracy", "mean-average-precision", "mean-iou"],
                       batch_size=args.batch_size)
 
-    beside = SEGMENTATION.save(segmentation(found), args.out, of=found)
-    print(recipe.written(SEGMENTATION, beside, found))
-    print(f"{args.out}: table.html, table.svg, table.csv, table.json, rows.csv; paper.html, paper.csv, paper.json")
+    if recipe.leads():  # of several processes, the first
+        print(recipe.concluded(SEGMENTATION, segmentation(found), args.out, of=found))

@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import TOKENIZER, bert, images, targets, text, vit
 
 from relprop import data
 from relprop.benchmark.metric import HIGHER, Metric, named
@@ -22,7 +24,7 @@ from relprop.benchmark.published import (
     means,
     segmentation,
 )
-from relprop.benchmark.recipe import chosen, of_prediction, pairs
+from relprop.benchmark.recipe import chosen, leads, of_prediction, pairs
 from relprop.check import convention, perturbation
 from relprop.check.perturbation import Readout
 from relprop.data import Data, Example
@@ -35,7 +37,8 @@ from relprop.result import Cell, Table
 from relprop.subject import Subject
 from relprop.target import Vocabulary
 from relprop.view import beside, series
-from tests.tiny import TOKENIZER, bert, images, targets, text, vit
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
 
 # Measures ------------------------------------------------------------------------------------------------------------
 
@@ -218,6 +221,16 @@ def test_what_is_cited_has_a_source_and_names_our_methods(paper):
         assert "transformer-attribution" in column and "transformer-attribution" in METHODS
 
 
+def test_the_readme_cites_the_same_numbers():
+    section = README.split("## Recipes for published tables\n", 1)[1].split("\n## ", 1)[0]
+    lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    (_, *columns), _, *rows = [[cell.strip(" `") for cell in line] for line in lines]
+    cited = {column: {name: float(values[at]) for name, *values in rows} for at, column in enumerate(columns)}
+    assert cited == SEGMENTATION.numbers
+    for column in PERTURBATION.numbers.values():
+        assert all(f"{value:g}" in section for value in column.values())
+
+
 def test_curves_have_a_line_a_method():
     figure = series(table({f"token-f1@{k}": {"a": k / 100, "b": None, "random": 0.2} for k in KS}),
                     {f"token-f1@{k}": k for k in KS}, title="F1", along="k", up="F1")
@@ -228,7 +241,8 @@ def test_curves_have_a_line_a_method():
 
 def test_a_page_needs_no_number_of_theirs():
     frame = Published("t", "r", "s", "a").beside({"x": {"m": 1.0}})
-    assert 'class="paper"' not in beside(frame, title="t", here="h", reference="r", source="s", apart="a")
+    page = beside(frame, title="t", here="h", reference="r", source="s", apart="a")
+    assert 'class="paper"' not in page and "are theirs" not in page
 
 
 def test_a_metric_of_ones_own_is_taken_as_it_is(seed):
@@ -247,6 +261,13 @@ def test_the_map_of_the_prediction_asks_for_no_other_class(seed):
     found = of_prediction(subject, batch, subject.targets(["NEGATIVE"] * 2, 2), method="attnlrp")
     torch.testing.assert_close(found.map, explain(subject, batch, method="attnlrp").map)
     assert found.target == ["POSITIVE", "NEGATIVE"]
+
+
+def test_the_first_of_several_processes_concludes(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    assert leads()
+    monkeypatch.setenv("RANK", "1")
+    assert not leads()
 
 
 def test_methods_and_classes_of_the_command_line():

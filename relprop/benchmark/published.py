@@ -190,7 +190,7 @@ SEGMENTATION = Published(
     reference="H. Chefer, S. Gur and L. Wolf, Transformer Interpretability Beyond Attention Visualization, CVPR 2021, "
               "the table of segmentation",
     source="read in A. Helbling et al., ConceptAttention: Diffusion Transformers Learn Highly Interpretable Features, "
-           "2025, arXiv:2502.04320, table 1, which restates it",
+           "2025, arXiv:2502.04320, table 1, which restates it and calls the model CLIP ViT",
     apart="As in their code, pictures are resized whole, maps of patches are drawn bilinearly and cut at their mean, "
           "and intersections and unions are pooled over the data. Their LRP is full-lrp here, their GradCAM "
           "attention-gradcam, their ViT attention last-layer-attention. Pictures of which the map or the mask is the "

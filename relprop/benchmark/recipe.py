@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import RelpropError
 from ..explain import METHODS, explain
@@ -20,9 +19,6 @@ from ..subject import Subject
 from ..target import Targets
 from ..tokens import Batch
 from .published import Published, here
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 BAD_INPUT = 2  # exit code
 
@@ -85,10 +81,18 @@ def errors_in_a_line() -> Iterator[None]:
         raise SystemExit(BAD_INPUT) from error
 
 
-def written(paper: Published, frame: DataFrame, of: Table) -> str:
-    """Ours beside theirs, to print."""
+def leads() -> bool:
+    """Whether this is the first, or the only one, of the processes that share the work."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def concluded(paper: Published, measured: Mapping[str, Mapping[str, float | None]], folder: Path, *, of: Table) -> str:
+    """Writes ours beside theirs into the folder, as `Published.save` does. Returns: the same, to print."""
+    frame = paper.save(measured, folder, of=of)
     numbers = frame.to_string(float_format=lambda value: f"{value:#.4g}", na_rep="–")
-    return f"{paper.title}\n{numbers}\nhere: {here(of)}\npaper: {paper.reference}; {paper.source}"
+    files = ", ".join(sorted(path.name + "/" * path.is_dir() for path in folder.iterdir()))
+    return (f"{paper.title}\n{numbers}\nhere: {here(of)}\npaper: {paper.reference}; {paper.source}\n"
+            f"{folder}: {files}")
 
 
 def _own_device() -> str | None:

@@ -31,7 +31,7 @@ def beside(frame: DataFrame, *, title: str, here: str, reference: str, source: s
     columns = {column: list(frame[column].columns) for column, _ in frame.columns}
     lines = [(name, [(who, _said(value)) for (_, who), value in row.items()]) for name, row in frame.iterrows()]
     return _template().render(title=title, here=here, reference=reference, source=source, apart=apart, columns=columns,
-                              lines=lines, table=table)
+                              lines=lines, table=table, cited=any("paper" in who for who in columns.values()))
 
 
 def series(table: Table, places: Mapping[str, float], *, title: str, along: str, up: str) -> Figure:
