@@ -23,6 +23,7 @@ from .ops.journal import STABILIZER, Rows
 from .result import Ledger
 from .still import settled
 from .trace import ROUNDING, STREAM, Attending, Attention, Interception, Part, Tap, intercepted
+from .trace.interception import Tapped
 
 TARGET = "target function"
 TOKEN_NAMES = ("input_ids", "decoder_input_ids")
@@ -36,7 +37,8 @@ class Propagation:
     """What one backward pass found.
 
     `relevance` holds the relevance of each input, entry by entry: pixels (B, C, Y, X) under the input's name or its
-    place ("0"), word embeddings (B, T, D) under the name of the ids. `tapped` holds that of inner tensors asked for.
+    place ("0"), word embeddings (B, T, D) under the name of the ids. `tapped` holds that of inner tensors asked for,
+    `inside` their value and relevance per unit, None where the explained value does not depend on one.
     """
 
     output: Any
@@ -46,6 +48,7 @@ class Propagation:
     ledger: Ledger | None = None
     flow: Tensor | None = None
     """Magnitude of all relevance at both ends, positive and negative, (B,): what rounding is relative to."""
+    inside: dict[str, Tapped] = field(default_factory=dict)
 
 
 def propagate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Value,
@@ -387,7 +390,7 @@ class _Run:
                         for path in self.layers if f"layer {path}" in tapped}
             absorbed = {name: t for name, t in sorted(journal.absorbed.items()) if bool((t != 0).any())}
             ledger = Ledger(value.detach().to("cpu", torch.float64), total, absorbed, crossing or None)
-        return Propagation(output, value.detach(), relevance, tapped, ledger, flow)
+        return Propagation(output, value.detach(), relevance, tapped, ledger, flow, dict(mode.tapped))
 
     @staticmethod
     def _total(journal: Journal, relevance: Tensor) -> Tensor:
@@ -479,7 +482,13 @@ def _stacked(rows: list[Propagation]) -> Propagation:
                        {name: torch.cat([r.relevance[name] for r in rows]) for name in rows[0].relevance},
                        {name: torch.cat([r.tapped[name] for r in rows]) for name in rows[0].tapped},
                        None if ledgers[0] is None else _stacked_ledgers(ledgers),
-                       None if ledgers[0] is None else torch.cat([r.flow for r in rows]))
+                       None if ledgers[0] is None else torch.cat([r.flow for r in rows]),
+                       {name: _stacked_tapped([r.inside[name] for r in rows]) for name in rows[0].inside})
+
+
+def _stacked_tapped(rows: list[Tapped]) -> Tapped:
+    per_unit = [torch.zeros_like(one.value) if one.per_unit is None else one.per_unit for one in rows]
+    return Tapped(torch.cat([one.value for one in rows]), torch.cat(per_unit))
 
 
 def _stacked_ledgers(ledgers: list[Ledger]) -> Ledger:

@@ -24,7 +24,7 @@ LEVELS = [
     ["subject", "intervene"],
     ["asked"],
     ["relevance", "check"],
-    ["attention"],
+    ["attention", "approximation"],
     ["baselines", "captum"],
     ["view"],
     ["zoo"],

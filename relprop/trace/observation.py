@@ -75,8 +75,8 @@ class Observer(TorchFunctionMode):
 
     def _notice(self, kind: str, args: Any, output: Tensor) -> None:
         tensors = [a for a in args if isinstance(a, Tensor)]
-        if kind == "linear":
-            self._add("linear", tensors, output)
+        if kind == "linear":  # what it reads first; `addmm` has the bias in front
+            self._add("linear", sorted(tensors, key=lambda t: isinstance(t, nn.Parameter)), output)
         if kind == "softmax":
             setattr(output, _PATTERN, True)
         elif kind in ("move", "linear") and tensors and getattr(tensors[0], _PATTERN, False):
