@@ -280,6 +280,9 @@ class _Run:
             with torch._C.DisableTorchFunction():
                 value = self._value(output)
                 wanted = mode.attentions[layers]
+                if mode.attentions and not wanted:
+                    raise ValueError(f"no layer {layers.start}; the model has {len(mode.attentions)} attentions, which "
+                                     "count from 0, or from -1 backwards")
                 ends = [end for found in mode.ends.values() for end in found] if wanted else []
                 weights = [attention.weights for attention in wanted]
                 turn.plain = True

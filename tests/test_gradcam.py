@@ -167,5 +167,6 @@ def test_unknown_options_are_errors():
     batch = text([CLS, 5, SEP])
     with pytest.raises(ValueError, match="no mean over 'column'; there are row, map"):
         found(bert(), batch, 0, over="column")
-    with pytest.raises(ValueError, match="no attention"):
-        found(bert(), batch, 0, layer=7)
+    for layer in (3, -4):
+        with pytest.raises(ValueError, match=f"no layer {layer}; the model has 3 attentions"):
+            found(bert(), batch, 0, layer=layer)

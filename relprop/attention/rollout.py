@@ -35,8 +35,9 @@ def rollout(patterns: list[Tensor], *, head_fusion: str = "mean", discard: float
 
     A_l = row-normalised (fused_l + I), rollout = A_L ... A_2 A_1 (Abnar and Zuidema 2020, section 3, the skip
     connection as I). Head fusion and `discard` are Gildenblat's: the smallest entries of each fused pattern are set to
-    zero. Departures from his code: each row of a batch has its own threshold, and the first entry is not spared.
-    Conserves: each row sums to one.
+    zero. Departures from his code: each row of a batch has its own threshold, the first entry is not spared, and each
+    row is divided by its own sum, where his divides each column by the sum of the row of its number, which are all one
+    but after discarding or fusion by max or min. Conserves: each row sums to one.
 
     Args: patterns: one a layer, in order, (B, H, T, T). head_fusion: "mean", "max" or "min" over heads.
         discard: share of a row's entries to drop, in [0, 1). start_layer: first layer to count. padding: True at
