@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from . import anatomy, captum, check, composite, data, nn, ops, quantus, view, zoo
+    from . import anatomy, captum, check, composite, data, intervene, mediation, nn, ops, quantus, view, zoo
     from .address import Address
     from .benchmark import Benchmark, benchmark
     from .composite import Composite
     from .errors import IndependentOutput, LedgerError, RelpropError, UnruledOp
     from .explain import METHODS, Comparison, Explanation, compare, explain, open
     from .load import load
-    from .result import Curve, Ledger, Relevance
+    from .mediation import effects
+    from .result import Curve, Effects, Ledger, Relevance
     from .subject import Subject
     from .target import Class, Contrast, Function, Probability, Target, Token
 
@@ -33,21 +34,24 @@ _HOME = {  # where each name is defined
     "errors": ("IndependentOutput", "LedgerError", "RelpropError", "UnruledOp"),
     "address": ("Address",),
     "target": ("Class", "Contrast", "Function", "Probability", "Target", "Token"),
-    "result": ("Curve", "Ledger", "Relevance"),
+    "result": ("Curve", "Effects", "Ledger", "Relevance"),
     "composite": ("Composite",),
     "subject": ("Subject",),
     "load": ("load",),
     "explain": ("METHODS", "Comparison", "Explanation", "compare", "explain", "open"),
+    "mediation": ("effects",),
     "benchmark": ("Benchmark", "benchmark"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("anatomy", "captum", "check", "composite", "data", "nn", "ops", "quantus", "view", "zoo")
+_MODULES = ("anatomy", "captum", "check", "composite", "data", "intervene", "mediation", "nn", "ops", "quantus", "view",
+            "zoo")
 
 __all__ = [
-    "METHODS", "Address", "Benchmark", "Class", "Comparison", "Composite", "Contrast", "Curve", "Explanation",
-    "Function", "IndependentOutput", "Ledger", "LedgerError", "Probability", "Relevance", "RelpropError", "Subject",
-    "Target", "Token", "UnruledOp", "anatomy", "benchmark", "captum", "check", "compare", "composite", "data",
-    "explain", "load", "nn", "open", "ops", "quantus", "view", "zoo",
+    "METHODS", "Address", "Benchmark", "Class", "Comparison", "Composite", "Contrast", "Curve", "Effects",
+    "Explanation", "Function", "IndependentOutput", "Ledger", "LedgerError", "Probability", "Relevance",
+    "RelpropError", "Subject", "Target", "Token", "UnruledOp", "anatomy", "benchmark", "captum", "check", "compare",
+    "composite", "data", "effects", "explain", "intervene", "load", "mediation", "nn", "open", "ops", "quantus",
+    "view", "zoo",
 ]  # fmt: skip
 
 

@@ -92,6 +92,14 @@ def takes_positions(model: nn.Module) -> bool:
     return "position_ids" in arguments(model) and (config is None or config.model_type not in OWN_POSITIONS)
 
 
+def cache_argument(model: nn.Module) -> str | None:
+    """Name of the argument, and of the output, for the keys and values of earlier positions; None if it keeps none."""
+    accepted = arguments(model)
+    if "input_ids" not in accepted or "use_cache" not in accepted:
+        return None
+    return next((name for name in ("cache", "past_key_values") if name in accepted), None)
+
+
 def longest(model: nn.Module, tokenizer: object | None) -> int | None:
     """Number of tokens a model takes, by its config and its tokenizer; None: no limit known."""
     config = _config(model)

@@ -10,9 +10,9 @@
     >>> bool((plain == changed).all()), bool((plain == model(ids).logits).all())
     (False, True)
 
-A *site* is an address, one coordinate of it, or its attention pattern: "L5.attn.H3", "L5.mlp[17]@-1",
-"L5.attn.H3.pattern". References: Vig et al. 2020 (Causal mediation analysis for interpreting neural NLP); Meng et al.
-2022 (Locating and editing factual associations in GPT) for noise.
+A *site* is an address, or one coordinate of the vector there: "L5.attn.H3", "L5.mlp[17]@-1". References: Vig et al.
+2020 (Causal mediation analysis for interpreting neural NLP); Meng et al. 2022 (Locating and editing factual
+associations in GPT) for noise.
 """
 from __future__ import annotations
 
@@ -25,31 +25,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import rows
-from .address import ALL, Address
+from . import family, rows
+from .address import ALL, Address, Spans, located
 from .anatomy import Anatomy, anatomy
 from .errors import RelpropError
 from .tokens import Batch
-from .trace import Tap, observed
+from .trace import Tap
 from .trace.intervention import PATTERN, Change, Editor, Heads, captured, edited
 from .trace.layout import Layout, guess, learn
 
-_SITE = re.compile(r"(?P<place>[^\[\]@]*?)(?P<pattern>\.pattern)?(?:\[(?P<coordinate>\d+|\*)\])?(?P<position>@.*)?")
+_SITE = re.compile(r"(?P<place>[^\[\]@]*)(?:\[(?P<coordinate>\d+|\*)\])?(?P<position>@.*)?")
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a model, or a pattern of places: an address, with `coordinate` one entry of the vector there (`ALL`
-    with `coordinates`: each), with `pattern` the attention pattern of the head or heads.
+    """A place in a model, or a pattern of places: an address, with `coordinate` one entry of the vector there; `ALL`
+    with `coordinates`: each.
     """
 
     address: Address
     coordinate: int | None = None
     coordinates: bool = False
-    pattern: bool = False
 
     @staticmethod
-    def parse(text: str | Site) -> Site:
+    def parse(text: str | Site | Address) -> Site:
         """The site that `text` means.
 
         >>> str(Site.parse("L5.mlp[17]@-1")), str(Site.parse("L*.attn.H*.pattern"))
@@ -57,41 +56,36 @@ class Site:
 
         Raises: ValueError for a text that is none.
         """
-        if isinstance(text, Site):
-            return text
+        if isinstance(text, (Site, Address)):
+            return text if isinstance(text, Site) else Site(text)
         found = _SITE.fullmatch(text) if isinstance(text, str) else None
         if found is None:
-            raise ValueError(f"{text!r} is no site; write an address such as L5.attn.H3@-1, with [17] for one "
-                             "coordinate of the vector there, or .pattern for the attention pattern")
-        site = Site(Address.parse(found["place"] + (found["position"] or "")), pattern=found["pattern"] is not None)
-        if site.pattern and site.address.part != "attn":
-            raise ValueError(f"{text!r}: only attention has a pattern; write L5.attn.pattern or L5.attn.H3.pattern")
+            raise ValueError(f"{text!r} is no site; write an address such as L5.attn.H3@-1, or L5.mlp[17] for one "
+                             "coordinate of the vector there")
+        site = Site(Address.parse(found["place"] + (found["position"] or "")))
         if found["coordinate"] is None:
             return site
-        if site.pattern or site.address.unit:
+        if site.address.unit or site.address.inner:
             raise ValueError(f"{text!r}: a coordinate is of a whole part; write L5[17], L5.attn[17], L5.mlp[17]")
-        coordinate = None if found["coordinate"] == "*" else int(found["coordinate"])
+        coordinate = ALL if found["coordinate"] == "*" else int(found["coordinate"])
         return replace(site, coordinate=coordinate, coordinates=True)
 
     def __str__(self) -> str:
         place, at, position = str(self.address).partition("@")
-        coordinate = f"[{'*' if self.coordinate is None else self.coordinate}]" if self.coordinates else ""
-        return f"{place}{'.pattern' if self.pattern else ''}{coordinate}{at}{position}"
+        coordinate = f"[{'*' if self.coordinate is ALL else self.coordinate}]" if self.coordinates else ""
+        return f"{place}{coordinate}{at}{position}"
 
 
 @dataclass(frozen=True)
 class Spot:
-    """One place that a site means: the tap that reaches it, of whose vectors it is part `unit` of `units` equal ones.
-    `units` None: each entry is one.
+    """What is reached for a site: the tap, of whose vectors it is part `unit` of `units` equal ones; `units` None: each
+    entry is one. Of an attention pattern each head is a spot.
     """
 
     site: Site
     tap: Tap
     unit: int = 0
     units: int | None = 1
-
-    def __str__(self) -> str:
-        return str(self.site)
 
 
 # -- what is put there -----------------------------------------------------------------------------------------------
@@ -238,75 +232,34 @@ def inside(within: int | Tensor, now: Tensor) -> Tensor:
 # -- where -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """The anatomy of a model, with the taps that it has no addresses for: attention patterns and word embeddings."""
-
-    anatomy: Anatomy
-    patterns: dict[int, Tap]
-    embed: Tap | None
-
-    def spots(self, site: Site, widths: Mapping[Tap, int] | None = None) -> list[Spot]:
-        """Every place that a site means.
-
-        Args: widths: of the vectors at taps, for sites of all coordinates.
-        Raises: ValueError for a place that the model does not have.
-        """
-        return [spot for address, tap in self.places(site.address)
-                for spot in self._split(replace(site, address=address), tap, widths)]
-
-    def places(self, address: Address) -> Iterator[tuple[Address, Tap]]:
-        """Each place that an address means, and its tap."""
-        if address.part != "embed":
-            yield from self.anatomy.resolve(address)
-        elif self.embed is None:
-            raise ValueError("embed: no word embedding was seen in this model; give L0")
-        else:
-            yield address, self.embed
-
-    def _split(self, site: Site, tap: Tap, widths: Mapping[Tap, int] | None) -> Iterator[Spot]:
-        address = site.address
-        if site.pattern:
-            heads = self.anatomy.layers[address.layer].heads
-            if address.layer not in self.patterns:
-                raise ValueError(f"{site}: no attention pattern was seen in layer {address.layer}")
-            for head in range(heads) if address.unit is None else [address.index]:
-                one = replace(site, address=replace(address, unit="H", index=head))
-                yield Spot(one, self.patterns[address.layer], head, heads)
-        elif site.coordinates:
-            whole = range((widths or {}).get(tap, 0)) if site.coordinate is None else [site.coordinate]
-            yield from (Spot(replace(site, coordinate=index), tap, index, None) for index in whole)
-        elif address.unit == "H":
-            yield Spot(site, tap, address.index, self.anatomy.layers[address.layer].heads)
-        else:
-            yield Spot(site, tap, address.index, None) if address.unit else Spot(site, tap)
+def parts(model: nn.Module, args: tuple, kwargs: dict) -> Anatomy:
+    """The anatomy of `model` by the first row of this input, in which heads cannot be taken for rows."""
+    return anatomy(model, *_picked(args, kwargs, [0]))
 
 
-def parts(model: nn.Module, args: tuple, kwargs: dict) -> Parts:
-    """The parts of `model` that interventions reach. Cost: two forward passes on this input."""
-    whole = anatomy(model, args, kwargs)
-    with torch.no_grad(), observed(model) as seen:
-        model(*args, **kwargs)
-    counts: dict[str, int] = {}
-    patterns: dict[int, Tap] = {}
-    for event in seen:
-        if event.kind != "attention":
-            continue
-        nth = counts[event.path] = counts.get(event.path, -1) + 1
-        for number, layer in enumerate(whole.layers):
-            if event.path == layer.path or event.path.startswith(f"{layer.path}."):
-                patterns.setdefault(number, Tap(event.path, "attention", PATTERN, nth))
-    return Parts(whole, patterns, _embedding(model))
+def spots(known: Anatomy, site: Site, widths: Mapping[Tap, int] | None = None) -> list[Spot]:
+    """Every spot that a site means.
+
+    Args: widths: of the vectors at taps, for sites of all coordinates.
+    Raises: ValueError for a place that the model does not have.
+    """
+    return [spot for address, tap in known.resolve(site.address)
+            for spot in _spots(known, replace(site, address=address), tap, widths or {})]
 
 
-def _embedding(model: nn.Module) -> Tap | None:
-    """The output of the module that looks words up."""
-    table = getattr(model, "get_input_embeddings", None)
-    try:
-        found = table() if table is not None else None
-    except (NotImplementedError, AttributeError, TypeError):
-        return None
-    return next((Tap(path) for path, module in model.named_modules() if module is found), None)
+def _spots(known: Anatomy, site: Site, tap: Tap, widths: Mapping[Tap, int]) -> Iterator[Spot]:
+    address = site.address
+    if site.coordinates:
+        for index in range(widths.get(tap, 0)) if site.coordinate is ALL else [site.coordinate]:
+            yield Spot(replace(site, coordinate=index), tap, index, None)
+    elif tap.side == PATTERN:
+        heads = known.units(address)
+        for head in range(heads) if address.unit is None else [address.index]:
+            yield Spot(site, tap, head, heads)
+    elif address.unit == "H":
+        yield Spot(site, tap, address.index, known.units(address))
+    else:
+        yield Spot(site, tap, address.index, None) if address.unit else Spot(site, tap)
 
 
 @dataclass(frozen=True, eq=False)
@@ -363,19 +316,32 @@ def canonical(tap: Tap, layout: Layout | None, value: Tensor) -> Tensor:
     return value[None] if layout is None else layout.view(value)[0]
 
 
-def at_position(position: int, real: Tensor) -> Tensor:
-    """Which position an address means, bool (R, P). It counts over the `real` ones, (R, P), that are not padding, from
-    the end where negative.
-
-    Raises: ValueError for a position that a row does not have.
+@dataclass(frozen=True, eq=False)
+class Places:
+    """What the positions of addresses are counted by: names of spans, and of pictures the number of tokens before the
+    patches; see `relprop.address.located`.
     """
-    found = torch.zeros_like(real)
-    for row, own in enumerate(real):
-        places = own.nonzero().flatten()
-        if not -len(places) <= position < len(places):
-            raise ValueError(f"no position {position} in row {row}, which has {len(places)}")
-        found[row, places[position]] = True
-    return found
+
+    spans: Spans | None = None
+    prefix: int | None = None
+
+    def at(self, position: int | str, real: Tensor) -> Tensor:
+        """Which positions an address means, bool (R, P); it counts over the `real` ones, (R, P), that are no padding.
+
+        Raises: ValueError for a position that a row does not have.
+        """
+        found = torch.zeros_like(real)
+        for row, own in enumerate(real):
+            places = own.nonzero().flatten()
+            chosen = located(position, len(places), row=row, prefix=self.prefix, spans=self.spans)
+            found[row, places[chosen]] = True
+        return found
+
+    @staticmethod
+    def of(model: nn.Module, spans: Spans | None = None) -> Places:
+        """Of this model, with these names."""
+        facts = family.facts(model)
+        return Places(spans, facts.prefix_tokens if facts.modality == "image" else None)
 
 
 # -- the context manager ---------------------------------------------------------------------------------------------
@@ -383,24 +349,25 @@ def at_position(position: int, real: Tensor) -> Tensor:
 
 @contextmanager
 def intervened(model: nn.Module, interventions: Mapping[str | Site | Address, Intervention], *,
-               known: Parts | None = None) -> Iterator[dict[str, int]]:
+               known: Anatomy | None = None, spans: Spans | None = None) -> Iterator[dict[str, int]]:
     """A `with` block in which the values at sites of `model` are replaced, in every forward pass.
 
     Sites are found by observing the first pass of the block, with its own input. The model is as before when the block
     ends, also after an exception.
 
     Args: interventions: by site, or pattern of sites, "L*.attn.H*"; several act together, in the order in which the
-        model comes to them. known: the model's `parts`, where they are there already.
+        model comes to them. known: the model's anatomy, where it is there already. spans: positions by name, for
+            sites such as "L5@profession".
     Yields: how often each one was done, by site; filled as the model runs.
     Raises: ValueError for a text that is no site, a place that the model does not have, a position that a row does not
         have, or a value that does not fit; RelpropError at the end of the block if one was never done.
     """
-    wanted = {Site.parse(str(site) if isinstance(site, Address) else site): one for site, one in interventions.items()}
+    wanted = {Site.parse(site): one for site, one in interventions.items()}
     for site, one in wanted.items():
         if not isinstance(one, Intervention):
             raise TypeError(f"{site}: expected an intervention such as Zero() or Resample(inputs), not "
                             f"{type(one).__name__}")
-    session = _Session(model, {_sited(site, one): one for site, one in wanted.items()}, known)
+    session = _Session(model, {_sited(site, one): one for site, one in wanted.items()}, known, Places.of(model, spans))
     done = {str(site): 0 for site in session.wanted}
     with edited(model, {}, begin=session.begin) as editor:
         try:
@@ -414,14 +381,15 @@ def intervened(model: nn.Module, interventions: Mapping[str | Site | Address, In
 
 
 def _sited(site: Site, one: Intervention) -> Site:
-    return replace(site, pattern=True) if isinstance(one, Pattern) else site
+    return replace(site, address=replace(site.address, inner="pattern")) if isinstance(one, Pattern) else site
 
 
 class _Session:
     """What an `intervened` block knows: the parts of the model, and the values of the runs that it refers to."""
 
-    def __init__(self, model: nn.Module, wanted: dict[Site, Intervention], known: Parts | None) -> None:
-        self.model, self.wanted, self.known = model, wanted, known
+    def __init__(self, model: nn.Module, wanted: dict[Site, Intervention], known: Anatomy | None, places: Places
+                 ) -> None:
+        self.model, self.wanted, self.known, self.places = model, wanted, known, places
         self.spots: dict[Site, list[Spot]] | None = None
         self.taps: dict[Site, list[Tap]] = {}
         self.values: dict[int, dict[Tap, Tensor]] = {}
@@ -430,7 +398,7 @@ class _Session:
         """Before a forward pass with these arguments: installs its changes."""
         if self.spots is None:
             found = self.known or parts(self.model, args, kwargs)
-            self.spots = {site: found.spots(site) or self._each(found, site, args, kwargs) for site in self.wanted}
+            self.spots = {site: resolved(self.model, found, site, args, kwargs) for site in self.wanted}
             self.taps = {site: list(dict.fromkeys(spot.tap for spot in spots)) for site, spots in self.spots.items()}
         shapes = _Shapes(self.model, args, kwargs, list({tap for taps in self.taps.values() for tap in taps}))
         groups: dict[Tap, list[Group]] = {}
@@ -441,13 +409,6 @@ class _Session:
                 groups.setdefault(tap, []).append(self._group(site, chosen, there.get(tap), shapes))
         editor.install({tap: changed(tap, shapes.layout(tap), 1, found) for tap, found in groups.items()})
 
-    def _each(self, found: Parts, site: Site, args: Any, kwargs: Any) -> list[Spot]:
-        """The spots of a site of all coordinates, whose number one more forward pass tells."""
-        taps = [tap for _, tap in found.places(site.address)]
-        with torch.no_grad():
-            _, values = captured(self.model, taps, lambda: self.model(*args, **kwargs))
-        return found.spots(site, {tap: value.shape[-1] for tap, value in values.items()})
-
     def _reference(self, one: Intervention, args: Any, kwargs: Any) -> dict[Tap, Tensor]:
         """The values at all taps in the run that an intervention refers to, (R, P, C) each."""
         own = isinstance(one, Hold) and one.source is None
@@ -455,11 +416,7 @@ class _Session:
             return {}
         if own or id(one.source) not in self.values:
             args, kwargs = (args, kwargs) if own else _call(one.source)
-            taps = list({tap for taps in self.taps.values() for tap in taps})
-            with torch.no_grad():
-                _, found = captured(self.model, taps, lambda: self.model(*args, **kwargs))
-            shapes = _Shapes(self.model, args, kwargs, taps, found)
-            values = {tap: canonical(tap, shapes.layout(tap), value) for tap, value in found.items()}
+            values = _values(self.model, args, kwargs, list({tap for taps in self.taps.values() for tap in taps}))
             if own:
                 return values
             self.values[id(one.source)] = values
@@ -474,10 +431,35 @@ class _Session:
             value = one.value(now, other if other is None else other.to(now))
             if site.address.position is None:
                 return value
-            chosen = at_position(site.address.position, shapes.real(now.shape[1], now.shape[2], site))
+            chosen = self.places.at(site.address.position, shapes.real(now.shape[1], now.shape[2], site))
             return torch.where(chosen.to(now.device)[None, :, :, None], value, now)
 
         return Group(torch.zeros_like(unit), unit, units, change)
+
+
+def resolved(model: nn.Module, known: Anatomy, site: Site, args: Any, kwargs: Any) -> list[Spot]:
+    """Every spot that a site means. For all coordinates, whose number that tells, one more forward pass is made."""
+    if not site.coordinates or site.coordinate is not None:
+        return spots(known, site)
+    taps = [tap for _, tap in known.resolve(site.address)]
+    with torch.no_grad():
+        _, values = captured(model, taps, lambda: model(*args, **kwargs))
+    return spots(known, site, {tap: value.shape[-1] for tap, value in values.items()})
+
+
+def reference(model: nn.Module, one: Intervention, taps: list[Tap]) -> dict[Tap, Tensor]:
+    """The values at taps in the run that an intervention refers to, (R, P, C) each; none if it refers to none."""
+    if one.source is None:
+        return {}
+    args, kwargs = _call(one.source)
+    return _values(model, args, kwargs, taps)
+
+
+def _values(model: nn.Module, args: Any, kwargs: Any, taps: list[Tap]) -> dict[Tap, Tensor]:
+    with torch.no_grad():
+        _, found = captured(model, taps, lambda: model(*args, **kwargs))
+    shapes = _Shapes(model, args, kwargs, taps, found)
+    return {tap: canonical(tap, shapes.layout(tap), value) for tap, value in found.items()}
 
 
 class _Shapes:
@@ -487,7 +469,7 @@ class _Shapes:
                  values: Mapping[Tap, Tensor] | None = None) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
         self.taps = [tap for tap in taps if tap.side != PATTERN]
-        self.rows = next((a.shape[0] for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), 1)
+        self.rows = _rows(args, kwargs)
         self.values = values
         self.layouts: dict[Tap, Layout | None] = {}
 
@@ -513,11 +495,20 @@ class _Shapes:
         return _real(self.kwargs, count, length)
 
     def _run(self, chosen: Any) -> dict[Tap, Tensor]:
-        index = torch.tensor(list(chosen))
-        pick = lambda a: a[index.to(a.device)] if isinstance(a, Tensor) and a.dim() and len(a) == self.rows else a
-        args, kwargs = tuple(map(pick, self.args)), {name: pick(value) for name, value in self.kwargs.items()}
+        args, kwargs = _picked(self.args, self.kwargs, list(chosen))
         with torch.no_grad():
             return captured(self.model, self.taps, lambda: self.model(*args, **kwargs))[1]
+
+
+def _rows(args: Any, kwargs: Mapping[str, Any]) -> int:
+    return next((a.shape[0] for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), 1)
+
+
+def _picked(args: Any, kwargs: Mapping[str, Any], chosen: list[int]) -> tuple[tuple, dict]:
+    """The arguments for these of the rows."""
+    index, rows = torch.tensor(chosen), _rows(args, kwargs)
+    pick = lambda a: a[index.to(a.device)] if isinstance(a, Tensor) and a.dim() and len(a) == rows else a
+    return tuple(map(pick, args)), {name: pick(value) for name, value in kwargs.items()}
 
 
 def _real(kwargs: Mapping[str, Any], count: int, length: int) -> Tensor:
@@ -543,5 +534,5 @@ def _call(inputs: Any) -> tuple[tuple, dict]:
                     f"{type(inputs).__name__}")
 
 
-__all__ = ["ALL", "Given", "Hold", "Intervention", "Mean", "Noise", "Parts", "Pattern", "Resample", "Site", "Spot",
-           "Zero", "intervened", "parts"]
+__all__ = ["ALL", "Given", "Hold", "Intervention", "Mean", "Noise", "Pattern", "Places", "Resample", "Site", "Spot",
+           "Zero", "intervened", "parts", "reference", "resolved", "spots"]

@@ -11,7 +11,6 @@ from torch.testing import assert_close
 from relprop.errors import RelpropError
 from relprop.intervene import Given, Hold, Mean, Noise, Pattern, Resample, Site, Zero, intervened, parts
 
-NAMES = [name for name in FAMILIES if name not in ("bloom", "deberta-v2", "deberta-v3")]
 SOME = ["gpt2", "llama", "bert-eager", "timm-vit", "torch-encoder-sequence-first"]
 
 
@@ -44,7 +43,7 @@ def given(inputs):
     return inputs[0] or inputs[1]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_value_put_back_changes_nothing(name):
     base, other = two(name)
     sites = ["L0.attn.H1", "L1.attn.H*", "L*", "L1.attn.H1.pattern"]
@@ -56,10 +55,10 @@ def test_a_value_put_back_changes_nothing(name):
         assert not torch.equal(run(name, base, {site: Zero()}), plain), site
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_everything_resampled_is_the_other_inputs_run(name):
     base, other = two(name)
-    last = f"L{len(known(name).anatomy.layers) - 1}"
+    last = f"L{len(known(name).layers) - 1}"
     changed = run(name, base, {last: Resample(given(other))})
     if name not in ("timm-cait",):  # whose last layer changes the class token alone
         assert_close(changed, run(name, other), rtol=1e-5, atol=1e-6)
@@ -69,7 +68,7 @@ def test_everything_resampled_is_the_other_inputs_run(name):
 @pytest.mark.parametrize("name", SOME)
 def test_zero_is_what_a_hook_does(name):
     base, _ = two(name)
-    layer = known(name).anatomy.layers[1]
+    layer = known(name).layers[1]
     module = model(name).get_submodule(layer.path)
     handle = module.register_forward_hook(lambda m, a, o: o * 0 if isinstance(o, torch.Tensor) else (o[0] * 0, *o[1:]))
     hooked = run(name, base)
@@ -82,7 +81,7 @@ def test_zero_is_what_a_hook_does(name):
 def test_heads_sum_to_the_attention(name):
     """All heads at zero leave the output projection's bias."""
     base, _ = two(name)
-    tap = known(name).anatomy.layers[0].attention
+    tap = known(name).layers[0].attention
     module = model(name).get_submodule(tap.path)
     module = getattr(module, "out_proj", module)
     bias = 0.0 if module.bias is None else module.bias
@@ -172,7 +171,7 @@ def test_each_one_is_counted_and_the_model_comes_back():
     with pytest.raises(RuntimeError, match="on purpose"), intervened(one, {"L0": Zero()}):
         one(**base[1])
         raise RuntimeError("on purpose")
-    with pytest.raises(ValueError, match="no position 9 in row 0"), torch.no_grad(), intervened(one, {"L0@9": Zero()}):
+    with pytest.raises(ValueError, match="row 0 has 7 positions"), torch.no_grad(), intervened(one, {"L0@9": Zero()}):
         one(**base[1])
     assert before == {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in one.named_modules()}
     assert torch.equal(run("gpt2", base), FAMILIES["gpt2"].value(FAMILIES["gpt2"].model()(**base[1])))
@@ -180,7 +179,7 @@ def test_each_one_is_counted_and_the_model_comes_back():
 
 @pytest.mark.parametrize("wanted, error, said", [
     ({"L7": Zero()}, ValueError, "no layer 7"), ({"L0.attn.H5": Zero()}, ValueError, "no H5 in layer 0"),
-    ({"attn": Zero()}, ValueError, "is no address"), ({"L0.mlp.pattern": Zero()}, ValueError, "only attention"),
+    ({"attn": Zero()}, ValueError, "is no address"), ({"L0.mlp.pattern": Zero()}, ValueError, "is no address"),
     ({"L0.attn.H1[3]": Zero()}, ValueError, "of a whole part"), ({"L0": 0.0}, TypeError, "expected an intervention"),
     ({"L0": Given(torch.zeros(5))}, ValueError, "a given value of shape"),
     ({"L0": Resample({"input_ids": torch.ones(3, 4).long()})}, ValueError, "make them equal, or give align="),

@@ -30,7 +30,7 @@ LEVELS = [
     ["zoo"],
     ["data"],
     ["load"],
-    ["explain"],
+    ["explain", "mediation"],
     ["benchmark"],
     ["cli", "quantus"],
     ["__init__", "__main__"],

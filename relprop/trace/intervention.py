@@ -77,9 +77,25 @@ class Editor(TorchFunctionMode):
         value = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim()), None)
         self.rows = 1 if value is None else value.shape[0]
 
-    def wants(self, path: str) -> bool:
-        """Whether a change is at a module's own input or output."""
-        return not self.asleep and (path, None) in self._wanted
+    def enter(self, path: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """A module's arguments as it begins, the first tensor edited where that is wanted."""
+        self.path.append(path)
+        if self.asleep or (path, None) not in self._wanted:
+            return args, kwargs
+        for place, value in enumerate(args):
+            if isinstance(value, Tensor):
+                return (*args[:place], self.edit(path, None, "input", value), *args[place + 1:]), kwargs
+        for name, value in kwargs.items():
+            if isinstance(value, Tensor):
+                return args, {**kwargs, name: self.edit(path, None, "input", value)}
+        return args, kwargs
+
+    def leave(self, path: str, output: Any) -> Any:
+        """A module's output as it ends, edited where that is wanted; None after an exception."""
+        self.path.pop()
+        if self.asleep or output is None or (path, None) not in self._wanted:
+            return output
+        return with_first(output, self.edit(path, None, "output", first(output)))
 
     # -- the calls -----------------------------------------------------------------------------------------------
 
@@ -206,15 +222,15 @@ def _mark(kind: str, args: Any, output: Any) -> None:
 
 
 @contextmanager
-def edited(model: nn.Module, changes: Mapping[Tap, Change | Heads], *,
+def edited(model: nn.Module, changes: Mapping[Tap, Change | Heads], *, kind: Callable[..., Editor] = Editor,
            begin: Callable[[Editor, Any, Any], None] | None = None) -> Iterator[Editor]:
-    """A `with` block in which forward passes of `model` are changed at the given taps.
+    """A `with` block in which forward passes of `model` are changed at the given taps, by an editor of this `kind`.
 
     A tap without a kind is of a module: what it returns (side "output"), or its first tensor (side "input"). `begin`
     is called before each forward pass, with the editor and the pass's arguments; it may install other changes, and run
     the model, which is then as without the block.
     """
-    editor = Editor(changes)
+    editor = kind(changes)
     handles = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -246,29 +262,10 @@ def _asleep(editor: Editor) -> Iterator[None]:
 
 
 def _hooked(editor: Editor, path: str, module: nn.Module) -> list[Any]:
-    def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        editor.path.append(path)
-        return _entered(editor, path, args, kwargs) if editor.wants(path) else None
-
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
-        editor.path.pop()
-        if output is None or not editor.wants(path):  # None: after an exception
-            return None
-        return with_first(output, editor.edit(path, None, "output", first(output)))
-
+    before = lambda module, args, kwargs: editor.enter(path, args, kwargs)
+    after = lambda module, args, output: editor.leave(path, output)
     return [module.register_forward_pre_hook(before, with_kwargs=True),
             module.register_forward_hook(after, always_call=True)]
-
-
-def _entered(editor: Editor, path: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """A module's arguments with the first tensor edited."""
-    for place, value in enumerate(args):
-        if isinstance(value, Tensor):
-            return (*args[:place], editor.edit(path, None, "input", value), *args[place + 1:]), kwargs
-    for name, value in kwargs.items():
-        if isinstance(value, Tensor):
-            return args, {**kwargs, name: editor.edit(path, None, "input", value)}
-    return args, kwargs
 
 
 def with_first(output: Any, value: Tensor) -> Any:

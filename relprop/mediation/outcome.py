@@ -1,0 +1,413 @@
+"""Outcomes: the number that an effect is an effect on, and what has to be asked of the model to know it.
+
+An outcome asks one or more questions: runs of the model on the prompt, or on the prompt with something after it, and
+what to read there. Reference: Vig et al. 2020 (Causal mediation analysis for interpreting neural NLP), sections 3, 4.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import family
+from ..errors import Undefined
+from ..subject import Subject
+from ..target import Contrast, Prediction, Probability, Target, Targets, Token, logits
+from ..tokens import Batch, TextUnits
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A run that an outcome needs: the input, the positions `at` which its logits are read, (B, P), and the `answer`
+    there, (R, ...), from the logits (R, P, V) of rows (R,) of the input; `at` None: from the whole output.
+
+    `prompt` says which tokens of the input are the prompt's, bool (B, T); the rest was added, or is padding.
+    """
+
+    batch: Batch
+    at: Tensor | None
+    answer: Callable[[Any, Tensor], Tensor]
+    prompt: Tensor | None
+
+    def take(self, rows: Tensor) -> Question:
+        """The question of these rows alone."""
+        at, prompt = (one if one is None else one[rows] for one in (self.at, self.prompt))
+        return Question(self.batch.take(rows), at, lambda found, index: self.answer(found, rows[index]), prompt)
+
+
+class Outcome:
+    """A number that effects are measured on. `pairs` are its questions, each of the base and of the counterfactual;
+    `value` makes the number of each row, (R,), of their answers.
+    """
+
+    def pairs(self, subject: Subject, base: Batch, counterfactual: Batch) -> list[tuple[Question, Question]]:
+        raise NotImplementedError
+
+    def value(self, answers: Sequence[Tensor]) -> Tensor:
+        return answers[0]
+
+    def name(self, subject: Subject) -> str:
+        """What it is called in reports."""
+        return type(self).__name__
+
+
+@dataclass(frozen=True, eq=False)
+class Value(Outcome):
+    """The value of a target: a logit, a probability, a contrast, a function of the output ...; see `relprop.Target`.
+
+    A target that is left open, such as the prediction, is that of the base.
+    """
+
+    of: object = None
+
+    def pairs(self, subject: Subject, base: Batch, counterfactual: Batch) -> list[tuple[Question, Question]]:
+        targets = subject.targets(self.of, base.rows)
+        if any(_open(target) for target in targets.targets):
+            with torch.no_grad():
+                targets = targets.fixed(subject.forward(base), base)
+        return [tuple(_asked(targets, batch) for batch in (base, counterfactual))]
+
+    def name(self, subject: Subject) -> str:
+        one = subject.targets(self.of, 1) if not isinstance(self.of, (list, tuple)) else None
+        return "a target for each row" if one is None else one.targets[0].name(one.vocabulary)
+
+
+def _open(target: Target) -> bool:
+    if isinstance(target, Contrast):
+        return _open(target.a) or _open(target.b)
+    return isinstance(target, Prediction) or isinstance(target, Probability) and _open(target.of)
+
+
+def _asked(targets: Targets, batch: Batch) -> Question:
+    leaves = [_leaves(target) for target in targets.targets]
+    prompt = _prompt(batch)
+    if any(found is None for found in leaves) or prompt is None:
+        whole = lambda output, rows: targets.take(rows).value(output, batch.take(rows))
+        return Question(batch, None, whole, prompt)
+    P = max(map(len, leaves))
+    at = torch.tensor([[_absolute(batch, row, token) for token in (found + found[:1] * P)[:P]]
+                       for row, found in enumerate(leaves)])
+
+    def answer(z: Tensor, rows: Tensor) -> Tensor:
+        value = z.new_empty(len(rows))
+        for target in dict.fromkeys(targets.targets):
+            mine = torch.tensor([targets.targets[row] == target for row in rows.tolist()], device=z.device)
+            value[mine] = _evaluated(target, iter(z[mine].unbind(1)), targets)
+        return value
+
+    return Question(batch, at, answer, prompt)
+
+
+def _leaves(target: Target) -> list[Token] | None:
+    """The tokens that a target is made of, None if it reads anything else."""
+    if isinstance(target, Token):
+        return [target]
+    if isinstance(target, Probability):
+        return _leaves(target.of)
+    if isinstance(target, Contrast):
+        a, b = _leaves(target.a), _leaves(target.b)
+        return None if a is None or b is None else a + b
+    return None
+
+
+def _evaluated(target: Target, z: Any, targets: Targets) -> Tensor:
+    """The value of a target from the logits of its tokens' positions, (R, V) each, taken in order."""
+    if isinstance(target, Token):
+        return next(z)[:, target.token]
+    if isinstance(target, Contrast):
+        a = _evaluated(target.a, z, targets)
+        return a - _evaluated(target.b, z, targets)
+    chances = next(z)
+    chances = chances.sigmoid() if target.function == "sigmoid" else chances.softmax(1)
+    return chances[:, target.of.token]
+
+
+def _absolute(batch: Batch, row: int, token: Token) -> int:
+    """The position that a target of tokens reads in a row."""
+    if token.position is None and batch.read is not None:
+        if int(batch.read[row]) < 0:
+            raise ValueError(f"row {row} has no mask token, or several; give one, or Token(..., position=...)")
+        return int(batch.read[row])
+    own = _prompt(batch)[row].nonzero().flatten()
+    position = -1 if token.position is None else token.position
+    if not -len(own) <= position < len(own):
+        raise ValueError(f"no position {position} in row {row}, which has {len(own)} tokens")
+    return int(own[position])
+
+
+def _prompt(batch: Batch) -> Tensor | None:
+    """Which tokens are no padding, bool (B, T); None where the input is not text that the output has positions of."""
+    if not isinstance(batch.units, TextUnits) or "decoder_input_ids" in batch.kwargs:
+        return None
+    return ~torch.tensor(batch.units.padding)
+
+
+@dataclass(frozen=True, eq=False)
+class KL(Outcome):
+    """KL divergence of the answer from the base run's, sum_v p_0(v) (log p_0(v) - log p(v)), in nats: over the tokens
+    where the model answers, or over its classes. Zero in the base run.
+    """
+
+    def pairs(self, subject: Subject, base: Batch, counterfactual: Batch) -> list[tuple[Question, Question]]:
+        prompt = _prompt(base) if subject.targets(None, 1).vocabulary.of_tokens else None
+        at = None if prompt is None else torch.tensor(
+            [[_absolute(base, row, Token(0))] for row in range(base.rows)])
+        with torch.no_grad():
+            z = logits(subject.forward(base))
+        before = (z if at is None else z[torch.arange(base.rows), at[:, 0]]).log_softmax(-1)  # (B, V)
+
+        def answer(output: Any, rows: Tensor) -> Tensor:
+            now = (logits(output) if at is None else output[:, 0]).log_softmax(-1)
+            p = before[rows.to(before.device)]
+            return (p.exp() * (p - now)).sum(-1)
+
+        return [tuple(Question(batch, at, answer, _prompt(batch)) for batch in (base, counterfactual))]
+
+    def name(self, subject: Subject) -> str:
+        return "KL from the base run"
+
+
+# -- two candidates --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Pair(Outcome):
+    """A number made of the log-probabilities of two candidates, `a` and `b`.
+
+    A candidate is a continuation of one or more tokens (a text, a list of ids, or a list of either, one a row), or of
+    a classifier a class. The log-probability of a continuation c is sum_i log p(c_i | prompt, c_<i), over the number
+    of its tokens with `normalised` (the default, as of Vig et al. 2020).
+
+    Args: following: of masked language models, in which each token of a candidate is predicted at a mask of its own,
+        behind those before it: what stands after the mask, "nothing", the candidate's later "tokens", or "masks" for
+        them (approaches 1, 2 and 3 of Vig et al.'s code). Special tokens at the end of the prompt stay at the end.
+    """
+
+    a: object
+    b: object
+    normalised: bool = True
+    following: str = "nothing"
+
+    def pairs(self, subject: Subject, base: Batch, counterfactual: Batch) -> list[tuple[Question, Question]]:
+        if self.following not in ("nothing", "tokens", "masks"):
+            raise ValueError(f"what follows a mask is 'nothing', 'tokens' or 'masks', not {self.following!r}")
+        asked = [self._questions(subject, batch) for batch in (base, counterfactual)]
+        return list(zip(*asked, strict=True))
+
+    def value(self, answers: Sequence[Tensor]) -> Tensor:
+        whole = sum(answers)  # (..., 2): each question adds its part
+        return self.combined(whole[..., 0], whole[..., 1])
+
+    def combined(self, a: Tensor, b: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def name(self, subject: Subject) -> str:
+        return self.said(*(repr(one) if isinstance(one, (str, int)) else side for one, side in
+                           ((self.a, "a"), (self.b, "b"))))
+
+    def said(self, a: str, b: str) -> str:
+        raise NotImplementedError
+
+    def _questions(self, subject: Subject, batch: Batch) -> list[Question]:
+        vocabulary = subject.targets(None, 1).vocabulary
+        if not vocabulary.of_tokens and not _of_ids(self.a):
+            return [self._of_classes(subject, batch)]
+        candidates = [_continuations(one, subject, batch.rows) for one in (self.a, self.b)]
+        if subject.task == "fill-mask":
+            return _masked(subject, batch, candidates, self.normalised, self.following)
+        return _causal(subject, batch, candidates, self.normalised)
+
+    def _of_classes(self, subject: Subject, batch: Batch) -> Question:
+        sides = [Targets(tuple(map(Probability, found.targets)), found.vocabulary)
+                 for found in (subject.targets(one, batch.rows) for one in (self.a, self.b))]
+
+        def answer(output: Any, rows: Tensor) -> Tensor:
+            many = batch.take(rows)
+            return torch.stack([side.take(rows).value(output, many).log() for side in sides], -1)
+
+        return Question(batch, None, answer, _prompt(batch))
+
+
+class Ratio(Pair):
+    """p(a) / p(b)."""
+
+    def combined(self, a: Tensor, b: Tensor) -> Tensor:
+        _refuse_zero(a, b)
+        return (a - b).exp()
+
+    def said(self, a: str, b: str) -> str:
+        return f"P({a}) / P({b})"
+
+
+class Difference(Pair):
+    """p(a) - p(b)."""
+
+    def combined(self, a: Tensor, b: Tensor) -> Tensor:
+        return a.exp() - b.exp()
+
+    def said(self, a: str, b: str) -> str:
+        return f"P({a}) - P({b})"
+
+
+class LogOdds(Pair):
+    """log p(a) - log p(b)."""
+
+    def combined(self, a: Tensor, b: Tensor) -> Tensor:
+        _refuse_zero(a, b)
+        return a - b
+
+    def said(self, a: str, b: str) -> str:
+        return f"log P({a}) - log P({b})"
+
+
+def _refuse_zero(a: Tensor, b: Tensor) -> None:
+    if a.isneginf().any() or b.isneginf().any():
+        raise Undefined("a candidate has probability zero, so that their ratio is undefined; take the difference, or "
+                        "other candidates")
+
+
+def _of_ids(one: object) -> bool:
+    return isinstance(one, (list, tuple)) and bool(one) and isinstance(one[0], (list, tuple))
+
+
+def _continuations(one: object, subject: Subject, rows: int) -> list[list[int]]:
+    """The tokens of a candidate for each row.
+
+    Raises: ValueError for an empty one, or another number than rows.
+    """
+    each = isinstance(one, (list, tuple)) and bool(one) and not isinstance(one[0], int)
+    many = list(one) if each else [one] * rows
+    if len(many) != rows:
+        raise ValueError(f"{len(many)} candidates for {rows} rows; give one, or a list with one a row")
+    return [_ids(text, subject) for text in many]
+
+
+def _ids(one: object, subject: Subject) -> list[int]:
+    if isinstance(one, int):
+        return [one]
+    if isinstance(one, str):
+        if subject.tokenizer is None:
+            raise ValueError(f"{subject.name} came without a tokenizer to read {one!r}; give token ids")
+        one = subject.tokenizer.encode(one, add_special_tokens=False)
+    found = list(one)
+    if not found or not all(isinstance(token, int) for token in found):
+        raise ValueError(f"a continuation is a text or a list of token ids, at least one, not {one!r}")
+    return found
+
+
+def _causal(subject: Subject, batch: Batch, candidates: list[list[list[int]]], normalised: bool) -> list[Question]:
+    """A question for each candidate, or one for both if they are one token each."""
+    prompts = [_tokens(batch, row) for row in range(batch.rows)]
+    if all(len(ids) == 1 for one in candidates for ids in one):
+        return [_read(subject, batch, prompts, [[]] * batch.rows, candidates, normalised, (0, 1), whole=batch)]
+    return [_read(subject, batch, prompts, [ids[:-1] for ids in one], [one, one], normalised, (side,))
+            for side, one in enumerate(candidates)]
+
+
+def _read(subject: Subject, batch: Batch, prompts: list[list[int]], added: list[list[int]],
+          candidates: list[list[list[int]]], normalised: bool, sides: tuple[int, ...], whole: Batch | None = None
+          ) -> Question:
+    """What is read behind each prompt with `added` tokens: the log-probability of the candidates of these sides."""
+    if whole is None:
+        whole = _batch(subject, [prompt + more for prompt, more in zip(prompts, added)])
+    real = _prompt(whole)
+    first = real.int().argmax(1)
+    P = max(len(ids) for ids in candidates[sides[0]])
+    last = torch.tensor([len(prompt) - 1 for prompt in prompts])
+    lengths = torch.tensor([len(ids) for ids in candidates[sides[0]]])
+    step = torch.arange(P).expand(batch.rows, P).minimum(lengths[:, None] - 1)
+    weight = (torch.arange(P) < lengths[:, None]).double() / (lengths[:, None] if normalised else 1)  # (B, P)
+    tokens = torch.tensor([[(ids + ids[-1:] * P)[:P] for ids in candidates[side]] for side in sides])  # (sides, B, P)
+    prompt = real & (torch.arange(real.shape[1]) < (first + last + 1)[:, None])
+    answer = lambda z, rows: _log_probabilities(z, tokens[:, rows], weight[rows], sides)
+    return Question(whole, (first + last)[:, None] + step, answer, prompt)
+
+
+def _log_probabilities(z: Tensor, tokens: Tensor, weight: Tensor, sides: tuple[int, ...]) -> Tensor:
+    """Weighted sum over positions of log p of the tokens, (R, 2); zero for the side that is not asked for.
+
+    Args: z: logits, (R, P, V). tokens: (sides, R, P). weight: (R, P).
+    """
+    logp = z.log_softmax(-1)
+    found = z.new_zeros(len(z), 2)
+    for side, ids in zip(sides, tokens):
+        chosen = logp.gather(-1, ids.to(z.device)[..., None])[..., 0]  # (R, P)
+        weights = weight.to(chosen)
+        found[:, side] = torch.where(weights > 0, chosen * weights, 0).sum(-1)
+    return found
+
+
+def _masked(subject: Subject, batch: Batch, candidates: list[list[list[int]]], normalised: bool, following: str
+            ) -> list[Question]:
+    """A question for each token of each candidate; one for both if each is one token and the prompt has its mask."""
+    single = all(len(ids) == 1 for one in candidates for ids in one)
+    if single and batch.read is not None and bool((batch.read >= 0).all()):
+        prompt = _prompt(batch)
+        tokens = torch.tensor([[ids for ids in one] for one in candidates])
+        weight = torch.ones(batch.rows, 1)
+        answer = lambda z, rows: _log_probabilities(z, tokens[:, rows], weight[rows], (0, 1))
+        return [Question(batch, batch.read.cpu()[:, None], answer, prompt)]
+    mask = subject.mask_token_id
+    if mask is None:
+        raise ValueError(f"{subject.name} came without a tokenizer that has a mask token, which continuations need")
+    return [_at_mask(subject, batch, one, step, side, normalised, following, mask)
+            for side, one in enumerate(candidates) for step in range(max(map(len, one)))]
+
+
+def _at_mask(subject: Subject, batch: Batch, candidate: list[list[int]], step: int, side: int, normalised: bool,
+             following: str, mask: int) -> Question:
+    """The question of one token of a candidate. Rows whose candidate is shorter ask its last token again, for
+    nothing."""
+    rows, at, prompts, weights, tokens = [], [], [], [], []
+    for row, ids in enumerate(candidate):
+        mine = min(step, len(ids) - 1)
+        body, end = _ended(batch, row, mask)
+        later = {"nothing": [], "tokens": ids[mine + 1:], "masks": [mask] * (len(ids) - mine - 1)}[following]
+        rows.append([*body, *ids[:mine], mask, *later, *end])
+        at.append(len(body) + mine)
+        prompts.append([True] * len(body) + [False] * (mine + 1 + len(later)) + [True] * len(end))
+        weights.append((step < len(ids)) / (len(ids) if normalised else 1))
+        tokens.append(ids[mine])
+    whole = _batch(subject, rows)
+    width = whole.kwargs["input_ids"].shape[1]
+    prompt = torch.tensor([one + [False] * (width - len(one)) for one in prompts])
+    token, weight = torch.tensor(tokens)[None, :, None], torch.tensor(weights, dtype=torch.float64)[:, None]
+    answer = lambda z, index: _log_probabilities(z, token[:, index], weight[index], (side,))
+    return Question(whole, torch.tensor(at)[:, None], answer, prompt)
+
+
+def _tokens(batch: Batch, row: int) -> list[int]:
+    """A row's tokens without padding."""
+    if "input_ids" not in batch.kwargs or not isinstance(batch.units, TextUnits):
+        raise TypeError("continuations need token ids, and this input has none")
+    return batch.kwargs["input_ids"][row].cpu()[_prompt(batch)[row]].tolist()
+
+
+def _ended(batch: Batch, row: int, mask: int) -> tuple[list[int], list[int]]:
+    """A row's tokens, and the special ones at its end apart."""
+    ids = _tokens(batch, row)
+    special = [said for said, gone in zip(batch.units.special[row], batch.units.padding[row]) if not gone]
+    end = len(ids)
+    while end and special[end - 1] and ids[end - 1] != mask:
+        end -= 1
+    return ids[:end], ids[end:]
+
+
+def _batch(subject: Subject, rows: list[list[int]]) -> Batch:
+    """Rows of token ids as a batch, padded on the right."""
+    width, size, pad = max(map(len, rows)), family.vocabulary_size(subject.model), subject.pad_token_id
+    pad = pad if size is None or pad < size else 0  # configs name ids that a small vocabulary does not have
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return subject.prepare({"input_ids": ids, "attention_mask": mask})
+
+
+def outcome(spec: object) -> Outcome:
+    """The outcome that a user's word for it means: itself, or the `Value` of a target."""
+    return spec if isinstance(spec, Outcome) else Value(spec)
+
+
+__all__ = ["KL", "Difference", "LogOdds", "Outcome", "Question", "Ratio", "Value", "outcome"]
