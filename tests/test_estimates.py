@@ -125,7 +125,7 @@ def test_heads_and_neurons_sum_to_what_they_make(name):
         heads, attention, mlp = (found(name, base, other, at, method=method).values
                                  for at in ("L*.attn.H*", "L*.attn", "L*.mlp"))
         neurons = found(name, base, other, "L*.mlp.N*", method=method).values
-        layers = len(known(name).anatomy.layers)
+        layers = len(known(name).layers)
         assert_close(heads.unflatten(1, (layers, -1)).sum(2), attention)
         assert_close(neurons.unflatten(1, (layers, -1)).sum(2), mlp)
         assert attention.abs().amax() > 1e-4 and mlp.abs().amax() > 1e-4
@@ -134,7 +134,7 @@ def test_heads_and_neurons_sum_to_what_they_make(name):
 @pytest.mark.parametrize("name", SOME)
 def test_the_gradient_composite_is_attribution(name):
     base, other = two(name)
-    at = [site for site in EVERYWHERE if site != "embed" or known(name).embed]
+    at = EVERYWHERE
     one, two_ = (found(name, base, other, at, method=method, composite="gradient") for method in METHODS[:2])
     assert_close(one.values, two_.values)
     assert one.addresses == two_.addresses and len(one) == one.values.shape[1]
@@ -170,11 +170,12 @@ def test_integrated_gradients_of_the_inputs_are_complete():
 @pytest.mark.parametrize("name", ["llama", "bert-eager", "torch-encoder-sequence-first"])
 def test_integrated_gradients_along_a_mediator_are_its_exact_effect(name):
     base, other = two(name)
-    at = ["L0.attn", "L1.mlp", "L1.attn.H1.pattern", "L1.attn.H0.pattern", "L0"]
+    at = ["L0.attn", "L1.mlp", "L1.attn.H1.pattern", "L1.attn.H0.pattern", "L0", "L1.in", "L1.attn.pattern"]
     estimate = found(name, base, other, at, method="integrated-gradients", steps=24, along="mediators").values
     value, run = FAMILIES[name].value, subject(name).model
     call = (lambda: run(base)) if isinstance(base, torch.Tensor) else (lambda: run(**base))
-    for column, sites in {0: ["L0.attn"], 1: ["L1.mlp"], 4: ["L0"], (2, 3): ["L1.attn.pattern"]}.items():
+    for column, sites in {0: ["L0.attn"], 1: ["L1.mlp"], 4: ["L0"], (2, 3): ["L1.attn.pattern"], 5: ["L1.in"],
+                          6: ["L1.attn.pattern"]}.items():
         with torch.no_grad(), intervened(run, dict.fromkeys(sites, Resample(other)), known=known(name)):
             changed = value(call())
         with torch.no_grad():
@@ -231,6 +232,15 @@ def test_positions_are_of_the_prompt():
     with torch.no_grad(), intervened(made, {"L1.attn.H1": Resample(OTHER, torch.tensor([0, 1, 2, -1]))}):
         assert_close(within[:, 1], difference(made(**BASE)) - difference_plain(made))
     assert not torch.allclose(within, estimated(made, [query], at=at, method="attribution").values)
+
+
+def test_positions_by_name():
+    """A span that each row has its own of, also where rows are run one by one; several positions are their sum."""
+    named, first, second = (estimates(
+        linear(), BASE, OTHER, difference, at=at, spans={"job": [[1], [2, 3]]}, batch_size=1).values
+        for at in ("L0.attn.H*@job", "L0.attn.H*@1", "L0.attn.H*@2-3"))
+    assert_close(named, torch.stack([first[0], second[1]]))
+    assert named.abs().amin() > 1e-6
 
 
 def difference_plain(made):
@@ -294,8 +304,9 @@ def test_agreement():
 
 @pytest.mark.parametrize("change, message", [
     ({"method": "magic"}, "a method is one of attribution"), ({"along": "time"}, "along inputs or mediators"),
-    ({"at": "L7"}, "no layer 7"), ({"at": "L0.attn.H9"}, "no H9 in layer 0"), ({"at": "L0@9"}, "no position 9"),
-    ({"at": "L0.mlp.N99"}, "no N99"), ({"at": "what"}, "is no address"), ({"composite": "none"}, "unknown composite"),
+    ({"at": "L7"}, "no layer 7"), ({"at": "L0.attn.H9"}, "no H9 in layer 0"), ({"at": "L0@9"}, "has 4 positions"),
+    ({"at": "L0.mlp.N99"}, "no N99"), ({"at": "L0@job"}, "no span of this name"),
+    ({"at": "what"}, "is no address"), ({"composite": "none"}, "unknown composite"),
     ({"method": "integrated-gradients", "steps": 0}, "at least 1"),
     ({"method": "integrated-gradients", "steps": [2.0]}, "from 0"),
 ])

@@ -32,8 +32,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ..address import Spans
+from ..anatomy import Anatomy
 from ..composite import NOT, Composite, get
-from ..intervene import Parts, Site, parts
+from ..intervene import Places, Site, parts
 from ..ops import activation, linear, matmul, mul, norm, softmax
 from ..still import settled
 from ..subject import Subject
@@ -62,11 +64,11 @@ def relp(*, hold_attention: bool = False) -> Composite:
 def estimates(subject: Subject | nn.Module, base: object, counterfactual: object, outcome: object = None, *,
               at: At, method: str = "relevance", composite: str | Composite | None = None,
               steps: int | Sequence[float] = STEPS, along: str = "inputs", align: Tensor | None = None,
-              batch_size: int = 32, known: Parts | None = None) -> Estimates:
+              spans: Spans | None = None, batch_size: int = 32, known: Anatomy | None = None) -> Estimates:
     """Estimated indirect effect of every mediator that `at` means, on a target.
 
-    Cost: a forward pass on the counterfactual, a forward and a backward on the base, and of one row two forwards for
-    the `parts`; attention patterns with relevance take another forward and two backward passes, integrated gradients
+    Cost: a forward pass on the counterfactual, a forward and a backward on the base, and of one row one for the
+    anatomy; attention patterns with relevance take another forward and two backward passes, integrated gradients
     `steps` times forward and backward, along mediators that for each tap.
 
     Args: base, counterfactual: inputs of as many rows, as `Subject.prepare` takes them; a counterfactual of None puts
@@ -76,7 +78,8 @@ def estimates(subject: Subject | nn.Module, base: object, counterfactual: object
             integrated gradients, Gauss-Legendre, or the points themselves, from 0 (base) to 1, of equal weight.
         along: "inputs", one way for all mediators, or "mediators", each from its own value to its other one, all else
             as on the base: then a sum over the entries of a tap is the exact effect of all of it.
-        align: as of `Query`. batch_size: rows at once. known: the model's `parts`, where they are there already.
+        align: as of `Query`. spans: positions by name, for sites such as "L3@profession". batch_size: rows at once.
+        known: the model's anatomy, where it is there already.
     Raises: ValueError for an unknown method, place or position, for inputs of different length without `align`, and as
         of `propagate`.
     """
@@ -91,13 +94,13 @@ def estimates(subject: Subject | nn.Module, base: object, counterfactual: object
     read = lambda of: lambda output, index: targets.take(index).value(output, of.take(index))
     query = Query(batch, other, read(batch), align, there=None if other is None else read(other))
     return estimated(subject.model, [query], at=at, method=method, composite=composite, steps=steps, along=along,
-                     batch_size=batch_size, known=known)
+                     spans=spans, batch_size=batch_size, known=known)
 
 
 def estimated(model: nn.Module, queries: Sequence[Query], outcome: Outcome | None = None, *, at: At,
               method: str = "relevance", composite: str | Composite | None = None,
               steps: int | Sequence[float] = STEPS, along: str = "inputs", prompt_only: bool = False,
-              batch_size: int = 32, known: Parts | None = None) -> Estimates:
+              spans: Spans | None = None, batch_size: int = 32, known: Anatomy | None = None) -> Estimates:
     """`estimates` of an outcome that is made of the answers to one or more queries of as many rows.
 
     Args: outcome: of each row, (R,), from the answers in order; None: the answer to the one query, (R,).
@@ -115,8 +118,9 @@ def estimated(model: nn.Module, queries: Sequence[Query], outcome: Outcome | Non
             first = queries[0].base.take([0])
             known = parts(model, first.args, first.kwargs)
         for index in torch.arange(queries[0].base.rows).split(max(1, batch_size)):
+            places = Places.of(model, _of_rows(spans, index))
             run = Run(model, known, [query.take(index) for query in queries], outcome or (lambda answers: answers[0]),
-                      wanted, moved=integrated and along == "inputs")
+                      wanted, positions=places, moved=integrated and along == "inputs")
             slopes = {"attribution": run.gradients, "relevance": partial(run.relevances, rules),
                       "integrated-gradients": partial(run.integrated, *points)}[method]()
             found.append((run.scored(slopes, prompt_only), *run.outcomes()))
@@ -130,6 +134,13 @@ def _check_rows(queries: Sequence[Query]) -> None:
     if len(counts) != 1:
         raise ValueError(f"base and counterfactual of as many rows are expected, in every query; there are "
                          f"{', '.join(map(str, sorted(counts)))}")
+
+
+def _of_rows(spans: Spans | None, index: Tensor) -> Spans | None:
+    """The spans, those that each row has its own of for these rows."""
+    each = lambda span: not isinstance(span, int) and len(span) > 0 and not isinstance(span[0], int)
+    return spans and {name: [span[row] for row in index.tolist()] if each(span) else span
+                      for name, span in spans.items()}
 
 
 def _points(steps: int | Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..intervene import ALL, Parts, Site
+from ..address import ALL
+from ..anatomy import Anatomy
+from ..intervene import Site
 from ..trace import Tap
 
 
@@ -29,26 +31,19 @@ class Place:
         return str(self.site)
 
 
-def places(known: Parts, site: Site) -> Iterator[Place]:
-    """Mediators that a site means, those of one tap together; a count of -1 is told by the width of its vectors."""
+def places(known: Anatomy, site: Site) -> Iterator[Place]:
+    """Mediators that a site means, those of one tap together; a count of -1 is told by the width of its vectors.
+
+    Raises: ValueError for a place that the model does not have.
+    """
     address = site.address
     many = address.unit is not None and address.index is ALL
-    one = replace(address, index=0) if many else address
-    for found, tap in known.places(replace(one, unit=None, index=None) if site.pattern else one):
-        layer = None if found.layer is None else known.anatomy.layers[found.layer]
-        here = replace(site, address=replace(found, unit=address.unit, index=address.index))
-        if site.pattern:
-            if found.layer not in known.patterns:
-                raise ValueError(f"{site}: no attention pattern was seen in layer {found.layer}")
-            here = replace(here, address=replace(here.address, unit="H"))
-            yield Place(here, known.patterns[found.layer], layer.heads, address.index, 1 if address.index is not None
-                        else layer.heads)
-        elif site.coordinates:
-            index = site.coordinate
-            yield Place(here, tap, None, index, -1 if index is None else 1)
-        elif address.unit == "H":
-            yield Place(here, tap, layer.heads, address.index, layer.heads if many else 1)
-        elif address.unit is not None:
-            yield Place(here, tap, None, address.index, layer.neurons if many else 1)
-        else:
+    for found, tap in known.resolve(replace(address, index=0) if many else address):
+        here = replace(site, address=replace(found, index=address.index))
+        if site.coordinates:
+            yield Place(here, tap, None, site.coordinate, -1 if site.coordinate is ALL else 1)
+        elif address.unit is None:
             yield Place(here, tap, 1, None, 1)
+        else:
+            count = known.units(found)
+            yield Place(here, tap, count if address.unit == "H" else None, address.index, count if many else 1)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import rows
+from ..anatomy import Anatomy
 from ..composite import Composite
 from ..errors import Undefined
-from ..intervene import Parts, Resample, Site, at_position, canonical, split
+from ..intervene import Places, Resample, Site, canonical, split
 from ..relevance import attend, propagate
 from ..tokens import Batch
 from ..trace import Tap
@@ -55,14 +56,14 @@ Slopes = list[dict[Tap, Tensor]]
 class Run:
     """The estimates of some rows as they are made: values of both runs at the taps, (R, P, C), by query."""
 
-    def __init__(self, model: nn.Module, known: Parts, queries: list[Query],
-                 outcome: Callable[[Sequence[Tensor]], Tensor], wanted: list[str | Site], *, moved: bool = False
-                 ) -> None:
+    def __init__(self, model: nn.Module, known: Anatomy, queries: list[Query],
+                 outcome: Callable[[Sequence[Tensor]], Tensor], wanted: list[str | Site], *, positions: Places,
+                 moved: bool = False) -> None:
         self.model, self.known, self.queries, self.outcome = model, known, queries, outcome
         self.rows = queries[0].base.rows
         self.open = [one for site in map(Site.parse, wanted) for one in places(known, site)]
         self.taps = list(dict.fromkeys(place.tap for place in self.open))
-        self.moved = moved
+        self.positions, self.moved = positions, moved
         self.layouts: list[dict[Tap, Layout | None]] = [{} for _ in queries]
         self.shapes: list[dict[Tap, torch.Size]] = [{} for _ in queries]
         self.now: list[dict[Tap, Tensor]] = [{} for _ in queries]
@@ -261,10 +262,9 @@ class Run:
 
     def _as_the_model_has_it(self, which: int, tap: Tap, change: Tensor) -> Tensor:
         """The way back from (R, P, C)."""
-        if tap.side == PATTERN:
-            heads = next(place.units for place in self.open if place.tap == tap)
-            return change.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, H, T, S)
         layout, shape = self.layouts[which][tap], list(self.shapes[which][tap])
+        if tap.side == PATTERN:
+            return change.unflatten(-1, (shape[1], -1)).transpose(1, 2)  # (B, H, T, S)
         if layout is None:
             return change[0]
         return change.reshape(shape.pop(layout.axis), *shape).movedim(0, layout.axis)
@@ -276,14 +276,13 @@ class Run:
         for place in self.places:
             key = (place.tap, place.site.address.position)
             if key not in sums:
-                sums[key] = sum(self._summed(which, *key, place.units, prompt_only, slopes[which][place.tap])
+                sums[key] = sum(self._summed(which, *key, prompt_only, slopes[which][place.tap])
                                 for which in range(len(self.queries)))
             units = split(sums[key], place.units).sum(-1)  # (R, U)
             found.append(units if place.index is None else units[:, place.index:place.index + 1])
         return torch.cat(found, 1).cpu()
 
-    def _summed(self, which: int, tap: Tap, position: Any, units: int | None, prompt_only: bool, slope: Tensor
-                ) -> Tensor:
+    def _summed(self, which: int, tap: Tap, position: int | str | None, prompt_only: bool, slope: Tensor) -> Tensor:
         """Change times slope, summed over the positions that count: (R, C)."""
         product = (self._change(which, tap).to(slope) * slope)
         product = product.float() if product.dtype.itemsize < 4 else product
@@ -292,10 +291,11 @@ class Run:
                 raise ValueError(f"positions cannot be told apart at {tap.path}: {len(product)} windows of {self.rows} "
                                  "rows")
             prompt = self._prompt(which, product.shape[1])
-            chosen = prompt if position is None else at_position(position, prompt)
+            chosen = prompt if position is None else self.positions.at(position, prompt)
             product = torch.where(chosen.to(product.device)[:, :, None], product, 0)
             if prompt_only and tap.side == PATTERN:
-                product = torch.where(prompt.to(product.device)[:, None].repeat(1, 1, units), product, 0)
+                heads = self.shapes[which][tap][1]
+                product = torch.where(prompt.to(product.device)[:, None].repeat(1, 1, heads), product, 0)
         return product.unflatten(0, (self.rows, -1)).sum((1, 2))
 
     def _prompt(self, which: int, length: int) -> Tensor:
