@@ -113,7 +113,7 @@ def located(position: int | str, count: int, *, row: int = 0, prefix: int | None
     """
     text = str(position)
     if spans and text in spans:
-        found = _span(spans[text], row)
+        found = _span(text, spans[text], row)
     elif text == "cls":
         if not classed or prefix == 0:
             raise ValueError("@cls: there is no class token; give a number, such as @0")
@@ -139,13 +139,13 @@ def _numbered(part: str, prefix: int | None) -> list[int]:
     return [one + shift for one in range(first, last + 1)]
 
 
-def _span(span: int | Sequence[int] | Sequence[Sequence[int]], row: int) -> list[int]:
+def _span(name: str, span: int | Sequence[int] | Sequence[Sequence[int]], row: int) -> list[int]:
     if isinstance(span, int):
         return [span]
     of_row = [*span]
     if of_row and not isinstance(of_row[0], int):
         if row >= len(of_row):
-            raise ValueError(f"a span of {len(of_row)} rows has none for row {row}")
+            raise ValueError(f"@{name}: a span of {len(of_row)} rows has none for row {row}")
         return [*of_row[row]]
     return of_row
 

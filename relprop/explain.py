@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import attention, baselines, composite, rows, view
-from .address import Address
-from .anatomy import Anatomy, anatomy
+from . import attention, baselines, composite, latents, rows, view
+from .address import Address, Spans
+from .asked import Asked
 from .check import ablation
 from .composite import Composite
 from .errors import RelpropError
@@ -32,7 +32,6 @@ from .still import settled
 from .subject import Subject
 from .target import Targets
 from .tokens import Batch, ImageUnits
-from .trace import Tap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,8 +47,7 @@ class _Live:
     subject: Subject
     batch: Batch
     targets: Targets
-    method: Composite | None
-    unruled: str
+    again: Callable[..., Method]  # the method, given other options
     curve: Curve | None = None
 
 
@@ -73,25 +71,29 @@ class Explanation(Relevance):
                               batch_size=batch_size, baseline=baseline, by=by, show_progress=show_progress)
         return live.curve
 
-    def at(self, address: str) -> Tensor | dict[str, Tensor]:
-        """Relevance at a place inside the model: L3, L3.attn.H2, L3.mlp.N17@-1, or a pattern such as L3.attn.H*.
+    def at(self, address: str, *, spans: Spans | None = None) -> Tensor | dict[str, Tensor]:
+        """Relevance at a place inside the model: L3, L3.in, L3.attn.H2, L3.mlp.N17@-1, L3.attn.H2.pattern, or a pattern
+        of places such as L3.attn.H*; see `relprop.address`.
 
-        One backward pass more, unless `explain` was given the address. Relevance of positions (B, T), or (B,) at one
-        position; a pattern gives one such tensor for each place.
+        Of a method that passes through the layers: a composite, whose relevance there it is; a gradient, activation x
+        gradient there; integrated gradients, the path integral there. One more run, unless `explain` was given the
+        address.
 
-        Raises: ValueError for what is no address, is not in the model, or was not kept in a saved result.
+        Args: spans: positions by name, {"profession": [3, 4]}, or for each row of the batch its own.
+        Returns: relevance of positions (B, T), or their sum (B,) at the positions of the address; of an attention
+            pattern (B, T, S), or (B, S) of the queries there. A pattern of places gives one such tensor for each.
+        Raises: ValueError for what is no address, is not in the model, was not kept in a saved result, or is asked of a
+            method that does not pass through the layers.
         """
         wanted = Address.parse(address)
-        if address in self.latents:
-            return self.latents[address]
-        pattern = {name: t for name, t in self.latents.items() if _matches(wanted, Address.parse(name))}
-        if self._live is not None:
-            pattern = _latents(self._live, [wanted])
-        if not pattern:
+        found = {name: t for name, t in self.latents.items() if wanted.matches(Address.parse(name))}
+        if self._live is not None and address not in found:
+            found = _latents(self._live, wanted, spans)
+        if not found:
             kept = ", ".join(self.latents) or "no address"
             raise ValueError(f"{address} was not kept with this result, which holds {kept}; "
                              "give explain(..., at=[...]) what is to be saved")
-        return pattern[address] if address in pattern else pattern
+        return found[address] if address in found else found
 
     def show(self, row: int | None = None) -> Figure:
         """The map, its ledger and its check as a matplotlib figure."""
@@ -161,13 +163,21 @@ def _line(result: Explanation) -> dict[str, Any]:
 
 
 METHODS: dict[str, Method] = {}
+"""Every method by name: a function of a subject, a batch and targets to a `Relevance`, with its options by keyword.
+
+One that passes through the layers has a keyword `at`, which is no option of the user's: a tuple of addresses without
+positions, or patterns of them, "L*.attn.H*", none by default. For each place that they mean, as `Anatomy.resolve` lists
+them, its result has an entry in `latents`, by the place's text: (B, T), or of attention patterns (B, T, S), at all
+positions of the model. `explain(at=)` and `Explanation.at` ask for them, and pick positions themselves.
+"""
 """Every method by name: `method(subject, batch, targets) -> Relevance`. The presets of `composite` keep a ledger."""
 
 
 def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: object = None, *,
             method: str | Composite | None = None, spread_bias: bool = False, ledger: bool = True, layers: bool = False,
-            at: str | Sequence[str] = (), unruled: str = "error", options: dict[str, Any] | None = None,
-            batch_size: int | None = None, show_progress: bool = False) -> Explanation:
+            at: str | Sequence[str] = (), spans: Spans | None = None, unruled: str = "error",
+            options: dict[str, Any] | None = None, batch_size: int | None = None, show_progress: bool = False,
+            ) -> Explanation:
     """A map of what made the model say what it said, with the books that show where every unit went.
 
     Args:
@@ -179,7 +189,8 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
             takes, `composite.DEFAULTS`.
         spread_bias: redistribute what biases and other constants took, so that the map itself sums to the value.
         ledger: keep the books; they cost about a tenth. layers: and the relevance that crosses each layer's output.
-        at: addresses whose relevance is kept with the result, "L3.attn.H*"; one, or a list of them.
+        at: addresses whose relevance is kept with the result, "L3.attn.H*"; one, or a list of them. spans: positions by
+            the names in them; see `Explanation.at`.
         unruled: "error", or "gradient" to let an op without a rule pass with its plain gradient, booked by name.
         options: of a method that is no composite, by name, such as {"n_steps": 64} or {"head_fusion": "max"}.
         batch_size: rows explained at once; None: all.
@@ -187,16 +198,14 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
     Raises: ValueError or TypeError for inputs, targets, methods or addresses that cannot be; UnruledOp, LedgerError and
         IndependentOutput as of `relprop.relevance.propagate`.
     """
-    at = (at,) if isinstance(at, str) else tuple(at)
-    for address in at:
-        Address.parse(address)  # a slip in it is found before anything is run
+    wanted = [Address.parse(one) for one in ((at,) if isinstance(at, str) else at)]  # a slip is found before any run
     _check_size(batch_size)
     if method is None:
         subject = _subject(subject)
         inputs = subject.prepare(inputs)
         method = composite.default(_modality(subject, inputs))
-    run = _method(method, spread_bias=spread_bias, ledger=ledger, layers=layers, at=at, unruled=unruled,
-                  options=options or {}, show_progress=show_progress)
+    run = _method(method, spread_bias=spread_bias, ledger=ledger, layers=layers, at=latents.wholes(wanted),
+                  unruled=unruled, options=options or {}, show_progress=show_progress)
     subject = _subject(subject)
     batch = subject.prepare(inputs)
     targets = subject.targets(target, batch.rows)
@@ -211,7 +220,9 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
         which = torch.arange(start, min(start + size, batch.rows))
         part = batch if size >= batch.rows else batch.take(which)
         parts.append(_checked(run, subject, part, targets.take(which.tolist())))
-    return _joined(parts, _Live(subject, batch, targets, _composite_of(method), unruled))
+    again = partial(_method, method, ledger=False, unruled=unruled, options=options or {})
+    joined = _joined(parts, _Live(subject, batch, targets, again))
+    return replace(joined, latents=latents.picked(joined.latents, wanted, batch, spans)) if wanted else joined
 
 
 def compare(subject: str | Subject | nn.Module | tuple, inputs: object, target: object = None, *,
@@ -313,17 +324,26 @@ def _method(method: str | Composite, *, options: dict[str, Any] | None = None, s
             raise ValueError(f"{_name(method)} is a composite and has no option {', '.join(options)}; change its rules "
                              "with Composite.but")
         return partial(_by_composite, composite.get(method), **of_composite)
-    asked = [name for name in ("spread_bias", "layers", "at") if of_composite.get(name)]
+    able = latents.answers(METHODS[method])
+    asked = [name for name in ("spread_bias", "layers", "at") if of_composite.get(name) and not (able and name == "at")]
     if asked:
+        others = _answering() if asked == ["at"] else _COMPOSITES
         raise ValueError(f"{method} has no {', '.join(asked)}: it does not pass through the layers; "
-                         f"the methods that do are {', '.join(_COMPOSITES)}")
-    return partial(METHODS[method], **_options(method, options or {}, show_progress))
+                         f"the methods that do are {', '.join(others)}")
+    given = {"at": of_composite["at"]} if of_composite.get("at") else {}
+    return partial(METHODS[method], **given, **_options(method, options or {}, show_progress))
+
+
+def _answering() -> list[str]:
+    """The methods that answer for addresses."""
+    return [name for name, method in METHODS.items() if name in _COMPOSITES or latents.answers(method)]
 
 
 def _options(method: str, options: dict[str, Any], show_progress: bool) -> dict[str, Any]:
     """Options of a method that is no composite. Raises: ValueError for an unknown one, with those that it has."""
     parameters = signature(METHODS[method]).parameters.values()
-    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    known = [parameter.name for parameter in parameters
+             if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "at"]
     unknown = [name for name in options if name not in known]
     if unknown:
         raise ValueError(f"{method} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
@@ -333,48 +353,26 @@ def _options(method: str, options: dict[str, Any], show_progress: bool) -> dict[
 _COMPOSITES = tuple(name for name in composite.NAMES if name != "gradient")  # the plain gradient is a baseline
 
 
-@dataclass
-class _Value:
-    """From the model's output to the explained values, (B,). Remembers what the prediction was."""
-
-    targets: Targets
-    batch: Batch
-    names: list[str] | None = None
-
-    def __call__(self, output: object) -> Tensor:
-        if self.names is None:
-            self.targets = self.targets.fixed(output, self.batch)
-            self.names = self.targets.names(output, self.batch)
-        return self.targets.value(output, self.batch)
-
-    def row(self, row: int, rows: int) -> _Value:
-        """The same for one row alone."""
-        return _Value(self.targets.take([row]), self.batch.take(torch.tensor([row])))
-
-
 def _by_composite(rules: Composite, subject: Subject, batch: Batch, targets: Targets, *, spread_bias: bool = False,
                   ledger: bool = True, layers: bool = False, at: tuple[str, ...] = (), unruled: str = "error",
                   ) -> Explanation:
     """A map by relevance propagation."""
-    value = _Value(targets, batch)
-    taps, parts = _taps(subject, batch, [Address.parse(text) for text in at]) if at else ({}, None)
-    if layers and parts is None:
-        parts = anatomy(subject.model, batch.args, batch.kwargs)
-    paths = tuple(layer.path for layer in parts.layers) if layers else ()
+    value = Asked(targets, batch)
+    inside = latents.places(subject, batch, at) if at or layers else None
+    paths = tuple(layer.path for layer in inside.anatomy.layers) if layers else ()
     boxed = rules.boxed(subject.mean, subject.std)
     found = propagate(subject.model, batch.args, batch.kwargs, value, boxed, ledger=ledger, layers=paths,
-                      taps={str(address): tap for address, tap in taps.items()}, unruled=unruled,
-                      spread_bias=spread_bias)
-    latents = {str(a): _latent(found.tapped[str(a)], a, parts, batch) for a in taps if str(a) in found.tapped}
+                      taps=None if inside is None else inside.named, unruled=unruled, spread_bias=spread_bias)
     books = found.ledger
     if books is not None and books.layers:
         crossed = {f"L{i}": books.layers[path] for i, path in enumerate(paths) if path in books.layers}
         books = replace(books, layers=crossed)
-    observed = int(bool(at) or layers)
     return Explanation(
         map=_map(found, batch), value=found.value.float().cpu(), target=value.names, method=rules.name,
-        conservation=rules.conservation, units=batch.units, ledger=books if ledger else None, forwards=1 + observed,
-        backwards=1, inputs={name: r.float().cpu() for name, r in found.relevance.items()}, latents=latents,
+        conservation=rules.conservation, units=batch.units, ledger=books if ledger else None,
+        forwards=1 + (inside is not None), backwards=1,
+        inputs={name: r.float().cpu() for name, r in found.relevance.items()},
+        latents={} if inside is None else inside.read(found, rules.name),
         provenance=_provenance(subject, rules, spread_bias))
 
 
@@ -396,12 +394,6 @@ def _map(found: Propagation, batch: Batch) -> Tensor:
         return whole[0].float().cpu()
     over = 1 if isinstance(batch.units, ImageUnits) or whole[0].dim() == 4 else -1
     return sum(r.sum(over) for r in whole).float().cpu()
-
-
-def _composite_of(method: str | Composite) -> Composite | None:
-    if isinstance(method, Composite):
-        return method
-    return composite.get(method) if method in _COMPOSITES else None
 
 
 def _joined(parts: list[Relevance], live: _Live) -> Explanation:
@@ -434,45 +426,10 @@ def _lifted(result: Relevance) -> Explanation:
     return Explanation(**{f.name: getattr(result, f.name) for f in fields(Relevance)})
 
 
-def _taps(subject: Subject, batch: Batch, wanted: list[Address]) -> tuple[dict[Address, Tap], Anatomy]:
-    parts = anatomy(subject.model, batch.args, batch.kwargs)
-    return {place: tap for address in wanted if address.part != "embed" for place, tap in parts.resolve(address)}, parts
-
-
-def _latents(live: _Live, wanted: list[Address]) -> dict[str, Tensor]:
+def _latents(live: _Live, wanted: Address, spans: Spans | None) -> dict[str, Tensor]:
     """Relevance at addresses, by running the explanation once more."""
-    if live.method is None:
-        raise ValueError("this method does not pass through the layers; the methods that do are "
-                         f"{', '.join(_COMPOSITES)}")
-    again = _by_composite(live.method, live.subject, live.batch, live.targets, ledger=False, unruled=live.unruled,
-                          at=tuple(str(address) for address in wanted))
-    return again.latents
-
-
-def _latent(whole: Tensor, address: Address, parts: Anatomy, batch: Batch) -> Tensor:
-    """Relevance of one place, (B, T) or (B,), from that of the tapped tensor, (B, T, features)."""
-    if address.unit == "H":
-        whole = whole.unflatten(-1, (parts.layers[address.layer].heads, -1))[..., address.index, :]
-    found = whole[..., address.index] if address.unit == "N" else whole.sum(-1)
-    if address.position is None:
-        return found.float().cpu()
-    return _positioned(found, address, batch).float().cpu()
-
-
-def _positioned(found: Tensor, address: Address, batch: Batch) -> Tensor:
-    """One position of each row, counted over the row's own tokens, from the end where negative."""
-    picked = []
-    for row, real in zip(found, batch.real(found.shape[1]), strict=True):
-        own = real.nonzero().flatten()
-        if not -len(own) <= address.position < len(own):
-            raise ValueError(f"{address}: a row has {len(own)} positions, so {address.position} is not one of them")
-        picked.append(row[own[address.position]])
-    return torch.stack(picked)
-
-
-def _matches(pattern: Address, place: Address) -> bool:
-    same = all(getattr(pattern, name) == getattr(place, name) for name in ("part", "unit", "position"))
-    return same and all(getattr(pattern, name) in (None, getattr(place, name)) for name in ("layer", "index"))
+    again = live.again(at=(str(wanted.whole),))(live.subject, live.batch, live.targets)
+    return latents.picked(again.latents, [wanted], live.batch, spans)
 
 
 METHODS.update({name: partial(_by_composite, composite.get(name)) for name in _COMPOSITES})

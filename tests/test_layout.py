@@ -24,6 +24,7 @@ LEVELS = [
     ["subject", "intervene"],
     ["asked"],
     ["relevance", "check"],
+    ["latents"],
     ["attention", "approximation"],
     ["baselines", "captum"],
     ["view"],

@@ -7,12 +7,13 @@ Methods for Deep Neural Networks Lack Sensitivity to Parameter Values", 2018 (Va
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .. import rows
+from .. import latents, rows
 from ..result import Relevance
 from ..subject import Subject
 from ..target import Targets
@@ -23,7 +24,8 @@ from .leaf import FOLDS, Derivative, Runs, at_least_one, captum, content, deriva
 KINDS = ("smoothgrad", "smoothgrad_sq", "vargrad")  # Captum's names
 
 
-def gradient(subject: Subject, batch: Batch, targets: Targets, *, fold: str | None = None) -> Relevance:
+def gradient(subject: Subject, batch: Batch, targets: Targets, *, fold: str | None = None,
+             at: Sequence[str] = ()) -> Relevance:
     """Change of the target per change of the input, over the features of a token or the channels of a pixel.
 
     R_t = sum_d dy/dx_{t,d}, or sum_d |dy/dx_{t,d}| for token ids: behind the embeddings of many models comes a norm,
@@ -32,17 +34,17 @@ def gradient(subject: Subject, batch: Batch, targets: Targets, *, fold: str | No
     not compare. Not conservative. Cost: one forward, one backward.
 
     Args: fold: "sum" (signed), "norm" (sum of magnitudes) or "max" (largest magnitude); None: "norm" for token ids,
-        "sum" for the rest.
+        "sum" for the rest. at: addresses; see `latents.by_gradient`.
     Returns: map (B, T) or (B, Y, X); the whole gradient in `inputs`.
     Raises: ValueError for an unknown fold; IndependentOutput if the target does not depend on the input.
     """
     fold = _fold(fold, batch)
     found = derivative(subject, batch, targets)
     plain = result(subject, batch, found, found.slope, method="gradient", fold=fold)
-    return replace(plain, provenance=plain.provenance | {"unit": "target per unit of input"})
+    return _inside(plain, subject, batch, found, at, {"unit": "target per unit of input"})
 
 
-def input_x_gradient(subject: Subject, batch: Batch, targets: Targets) -> Relevance:
+def input_x_gradient(subject: Subject, batch: Batch, targets: Targets, *, at: Sequence[str] = ()) -> Relevance:
     """First-order share of each input in the target, summed over features or channels.
 
     R_t = sum_d x_{t,d} dy/dx_{t,d} (Shrikumar et al. 2016, section 2), x the embeddings or the normalised pixels.
@@ -50,11 +52,22 @@ def input_x_gradient(subject: Subject, batch: Batch, targets: Targets) -> Releva
     right behind its embeddings (ModernBERT), which does not see their length, it is zero. Cost: one forward, one
     backward.
 
+    Args: at: addresses; see `latents.by_gradient`.
     Returns: map (B, T) or (B, Y, X); with all features in `inputs`.
     Raises: IndependentOutput if the target does not depend on the input.
     """
     found = derivative(subject, batch, targets)
-    return result(subject, batch, found, found.slope * found.leaf, method="input-x-gradient")
+    plain = result(subject, batch, found, found.slope * found.leaf, method="input-x-gradient")
+    return _inside(plain, subject, batch, found, at, {})
+
+
+def _inside(plain: Relevance, subject: Subject, batch: Batch, found: Derivative, at: Sequence[str],
+            about: dict[str, str]) -> Relevance:
+    """The result with activation x gradient at addresses."""
+    more = 2 if at else 0  # the anatomy, and the run that is tapped
+    return replace(plain, latents=latents.by_gradient(subject, batch, found.targets, at),
+                   provenance=plain.provenance | about, forwards=plain.forwards + more,
+                   backwards=plain.backwards + more // 2)
 
 
 def smoothgrad(subject: Subject, batch: Batch, targets: Targets, *, samples: int = 16, noise: float = 0.15,

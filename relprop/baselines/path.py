@@ -12,13 +12,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .. import neutral, rows, units
+from .. import latents, neutral, rows, units
 from ..address import Address
 from ..anatomy import anatomy
 from ..result import Relevance
@@ -38,7 +39,8 @@ LINEAR = (nn.Linear, nn.Bilinear, nn.Identity, nn.Flatten, nn.Unflatten, nn.Embe
 
 
 def integrated_gradients(subject: Subject, batch: Batch, targets: Targets, *, n_steps: int = 32,
-                         baseline: Baseline = None, batch_size: int = 32, show_progress: bool = False) -> Relevance:
+                         baseline: Baseline = None, batch_size: int = 32, at: Sequence[str] = (),
+                         show_progress: bool = False) -> Relevance:
     """Gradient averaged on the straight way from a neutral input, times the way: Captum's `IntegratedGradients`.
 
     R_t = sum_d (x_{t,d} - x'_{t,d}) int_0^1 dy/dx_{t,d}(x' + a (x - x')) da (Sundararajan et al. 2017, eq. 1), by
@@ -49,10 +51,11 @@ def integrated_gradients(subject: Subject, batch: Batch, targets: Targets, *, n_
 
     Args: n_steps: of the quadrature. baseline: of `neutral.picture`, "zero" (the mean image) by default; for text of
         `neutral.token`, or "zero" for embeddings that are zero. batch_size: rows at once, at least those of the batch.
+        at: addresses of layers, "L3" or "L3.in": integrated gradients there, as of `layer_integrated_gradients`.
         show_progress: a bar of the rows.
     Returns: map (B, T) or (B, Y, X); with all features in `inputs`.
-    Raises: ValueError for an unknown baseline or too few steps; IndependentOutput if the target does not depend on the
-        input; ImportError without captum.
+    Raises: ValueError for an unknown baseline, too few steps, or an address inside a layer; IndependentOutput if the
+        target does not depend on the input; ImportError without captum.
     """
     at_least_one(n_steps=n_steps, batch_size=batch_size)
     found = derivative(subject, batch, targets)  # fixes the prediction, finds the embedding
@@ -63,12 +66,13 @@ def integrated_gradients(subject: Subject, batch: Batch, targets: Targets, *, n_
             found.leaf.clone(), start, n_steps=n_steps, internal_batch_size=max(batch_size, batch.rows)).detach()
     runs.count(0, backwards=n_steps * batch.rows)
     plain = result(subject, batch, found, shares, method="integrated-gradients")
+    plain = replace(plain, latents=_inside_layers(runs, at, baseline, n_steps, batch_size))
     return completed(plain, runs, summed(shares), value, {"baseline": name, "n_steps": n_steps}, conservation=STEPS)
 
 
 def layer_integrated_gradients(subject: Subject, batch: Batch, targets: Targets, *, layer: str | None = None,
                                n_steps: int = 32, baseline: Baseline = None, batch_size: int = 32,
-                               show_progress: bool = False) -> Relevance:
+                               at: Sequence[str] = (), show_progress: bool = False) -> Relevance:
     """Integrated gradients of what a layer gives at each position: Captum's `IntegratedGradients` there. (Its own
     `LayerIntegratedGradients` agrees where a layer takes and gives tensors alone, which transformers' layers do not.)
 
@@ -78,9 +82,9 @@ def layer_integrated_gradients(subject: Subject, batch: Batch, targets: Targets,
     of `integrated_gradients`; what class and register tokens hold is booked as "prefix tokens". Cost a row: `n_steps` +
     3 forwards (one more without `layer`, or with an address), `n_steps` + 1 backwards.
 
-    Args: layer: a module's path, or an address ("L3": the output of layer 3); None: what the first layer reads, which
-        is words or patches with their positions. n_steps, batch_size, show_progress: as of `integrated_gradients`.
-        baseline: of `neutral.picture` or `neutral.token`, by default as there.
+    Args: layer: a module's path, or an address ("L3": the output of layer 3, "L3.in": its input); None: what the first
+        layer reads, which is words or patches with their positions. n_steps, batch_size, at, show_progress: as of
+        `integrated_gradients`. baseline: of `neutral.picture` or `neutral.token`, by default as there.
     Returns: map (B, T), or (B, Y, X) with each patch's relevance divided evenly over its pixels.
     Raises: ValueError for an unknown option, a layer that is not there, or one whose output does not keep the positions
         of tokens or patches; IndependentOutput if the target does not depend on the input.
@@ -91,17 +95,51 @@ def layer_integrated_gradients(subject: Subject, batch: Batch, targets: Targets,
     start, name = _input(subject, batch, baseline)
     with runs.progress("layer integrated gradients", (n_steps + 2) * batch.rows, show_progress):
         module, path, reads = _layer(runs, layer)
-        h, _ = _held(runs, module, path, reads, rows.leaf(batch)[1])
-        h_start, value = _held(runs, module, path, reads, start)
-        run = captum().IntegratedGradients(partial(runs.inner, module, reads=reads))
-        shares = run.attribute(h, h_start, n_steps=n_steps, internal_batch_size=max(batch_size, batch.rows))
-    runs.count(0, backwards=n_steps * batch.rows)
-    relevance, prefix = _placed(shares.detach().cpu(), batch, path)
+        shares, value = _through(runs, (module, path, reads), start, n_steps, batch_size)
+    relevance, prefix = _placed(shares, batch, path)
     plain = Relevance(map=relevance.float(), value=found.value.cpu(), target=found.names, units=batch.units,
-                      method="layer-integrated-gradients", conservation=STEPS, provenance={"model": subject.name})
+                      method="layer-integrated-gradients", conservation=STEPS, provenance={"model": subject.name},
+                      latents=_inside_layers(runs, at, baseline, n_steps, batch_size))
     about = {"layer": path + (" (input)" if reads else ""), "baseline": name, "n_steps": n_steps}
     rest = None if prefix is None else {"prefix tokens": prefix}
     return completed(plain, runs, summed(relevance), value, about, conservation=STEPS, rest=rest)
+
+
+def _through(runs: Runs, layer: tuple[nn.Module, str, bool], start: Tensor, n_steps: int, batch_size: int,
+             ) -> tuple[Tensor, Tensor]:
+    """Integrated gradients of what a layer gives or reads, its shape, and the target on the neutral input, (B,)."""
+    module, path, reads = layer
+    h, _ = _held(runs, module, path, reads, rows.leaf(runs.batch)[1])
+    h_start, value = _held(runs, module, path, reads, start)
+    run = captum().IntegratedGradients(partial(runs.inner, module, reads=reads))
+    shares = run.attribute(h, h_start, n_steps=n_steps, internal_batch_size=max(batch_size, runs.batch.rows))
+    runs.count(0, backwards=n_steps * runs.batch.rows)
+    return shares.detach().cpu(), value
+
+
+def _inside_layers(runs: Runs, at: Sequence[str], baseline: Baseline, n_steps: int, batch_size: int,
+                   ) -> dict[str, Tensor]:
+    """Integrated gradients at addresses of layers, summed over features, by their text, (B, T)."""
+    wanted = [Address.parse(text) for text in at]
+    inside = next((str(address) for address in wanted if address.part not in ("layer", "in")), None)
+    if inside is not None:
+        raise ValueError(f"{inside} is inside a layer, where there is no straight way that the model could go; "
+                         "integrated gradients answer for L3 and L3.in; a composite or input-x-gradient for the rest")
+    if not wanted:
+        return {}
+    if baseline == "zero" and runs.found.module is not None:
+        raise ValueError("at a layer the way begins where the model is given neutral tokens; choose another baseline")
+    start, _ = _input(runs.subject, runs.batch, baseline)
+    places = latents.places(runs.subject, runs.batch, wanted)
+    modules, found = dict(runs.subject.model.named_modules()), {}
+    for place, tap in places.taps.items():
+        if tap.nth:
+            raise ValueError(f"{place}: layers that share one module cannot be gone through one by one")
+        with runs.progress(f"integrated gradients of {place}", (n_steps + 2) * runs.batch.rows, False):
+            layer = modules[tap.path], tap.path, tap.side == "input"
+            shares, _ = _through(runs, layer, start, n_steps, batch_size)
+        found[str(place)] = places.of(place, tap, shares).float()
+    return found
 
 
 def gradient_shap(subject: Subject, batch: Batch, targets: Targets, *, samples: int = 32, noise: float = 0.0,
@@ -294,14 +332,14 @@ def _layer(runs: Runs, layer: str | None) -> tuple[nn.Module, str, bool]:
             wanted = Address.parse(layer)
         except ValueError as cause:
             raise ValueError(f"no layer {layer!r}: neither a module's path nor an address such as L3") from cause
-        if wanted.part != "layer" or wanted.layer is None or wanted.position is not None:
+        if wanted.part not in ("layer", "in") or wanted.layer is None or wanted.position is not None:
             raise ValueError(f"layer {layer!r} is not one whole layer; give L3, or the path of a module")
     runs.count(batch.rows)
     parts = anatomy(model, batch.args, batch.kwargs)
     if wanted is None:
         return modules[parts.layers[0].path], parts.layers[0].path, True
     (_, tap), = parts.resolve(wanted)
-    return modules[tap.path], tap.path, False
+    return modules[tap.path], tap.path, tap.side == "input"
 
 
 def _held(runs: Runs, module: nn.Module, path: str, reads: bool, source: Tensor) -> tuple[Tensor, Tensor]:

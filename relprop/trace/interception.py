@@ -39,14 +39,17 @@ _ABSORBERS = (
 """How the ledger names a constant, by the name of the parameter that it came from; the first pattern found wins."""
 
 ROUNDING = "rounding"
-_ORIGIN, _INPUT = "_relprop_origin", "_relprop_input"
+PATTERN = "pattern"
+"""Side of a tap that means the pattern of an attention, beside "input" and "output"."""
+_ORIGIN, _INPUT, _SOFTMAX = "_relprop_origin", "_relprop_input", "_relprop_softmax"
 _CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16"})
 
 
 @dataclass(frozen=True)
 class Tap:
     """A tensor whose relevance is wanted: what the nth call of `kind` in the module at `path` reads (`side` "input") or
-    returns ("output"); with `kind` None, what the module itself returns.
+    returns ("output"); with `kind` None, what the module itself reads or returns. Of an attention also its `PATTERN`,
+    the softmax's result as it meets the values.
     """
 
     path: str
@@ -81,6 +84,7 @@ class Interception(TorchFunctionMode):
         self._ids = {t.untyped_storage().data_ptr(): name for name, t in (token_ids or {}).items()}
         self._ids_shapes = {name: t.numel() for name, t in (token_ids or {}).items()}
         self._taps = dict(taps or {})
+        self._opened = {tap.path for tap in self._taps.values() if tap.side == PATTERN}
         self._counts: dict[tuple[str, str], int] = {}
         self._stack: list[tuple[str, nn.Module]] = [("", model)]
         self._rules: dict[tuple[str, str], Any] = {}
@@ -116,13 +120,13 @@ class Interception(TorchFunctionMode):
             return self._move(op, func, args, kwargs)
         call = self._call(op.kind, func, args)
         if self._taps:
-            self._tap_call(op.kind, "input", args)
+            self._tap_input(op.kind, args)
         if self._loses_precision(args, kwargs) and not _writes(func):
             output = self._rounded(call, op.run, args, kwargs)
         else:
             output = op.run(call, *args, **kwargs)
         if self._taps:
-            self._tap_call(op.kind, "output", (output,))
+            self._tap_output(op.kind, args, output)
         if op.kind == "activation" and isinstance(output, Tensor):
             setattr(output, mul.GATE, True)
         elif op.kind == "move":
@@ -152,7 +156,8 @@ class Interception(TorchFunctionMode):
             if key not in self._rules:
                 self._rules[key] = self._rule(kind, path, type(module))
             rule = self._rules[key]
-        return Call(func, kind, path, rule, self.journal, self._origin, self._retrace, self.rows)
+        return Call(func, kind, path, rule, self.journal, self._origin, self._retrace, self.rows,
+                    open=kind == "attention" and path in self._opened)
 
     def _rule(self, kind: str, path: str, module_type: type) -> Any:
         rule = self.composite.rule(kind, path, module_type)
@@ -237,7 +242,12 @@ class Interception(TorchFunctionMode):
 
     def _constant(self, func: Any, args: Any, kwargs: Any) -> Any:
         """A call that the explained input does not reach; its result keeps the name of the parameter it came from."""
+        kind = getattr(lookup(func), "kind", "") if self._taps else ""
+        if kind:  # a call counts whether it is reached or not
+            self._tap_input(kind, args)
         output = func(*args, **kwargs)
+        if kind:
+            self._tap_output(kind, args, output)
         if self.journal is not None and isinstance(output, Tensor) and output.is_floating_point():
             for value in (*args, *kwargs.values()):
                 if isinstance(value, Tensor) and (name := self._parameter(value)):
@@ -284,6 +294,11 @@ class Interception(TorchFunctionMode):
     def enter_module(self, path: str, module: nn.Module) -> None:
         self._stack.append((path, module))
 
+    def read_input(self, path: str, args: Any, kwargs: Any) -> None:
+        """Tap what a module reads first, where that is wanted."""
+        if self._taps:
+            self._tap(path, None, "input", next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None))
+
     def leave_module(self) -> None:
         self._stack.pop()
 
@@ -308,6 +323,19 @@ class Interception(TorchFunctionMode):
         return output
 
     # -- taps ----------------------------------------------------------------------------------------------------
+
+    def _tap_input(self, kind: str, args: Any) -> None:
+        self._tap_call(kind, "input", args)
+        if kind == "matmul":  # a softmax meets the values
+            weights = [a for a in args if getattr(a, _SOFTMAX, False)]
+            if weights:
+                self._tap_call("attention", PATTERN, weights)
+
+    def _tap_output(self, kind: str, args: Any, output: Any) -> None:
+        self._tap_call(kind, "output", (output,))
+        passed = kind in ("linear", "mul") and args and getattr(args[0], _SOFTMAX, False)  # heads mixed, a row left out
+        if (kind == "softmax" or passed) and isinstance(output, Tensor):
+            setattr(output, _SOFTMAX, True)
 
     def _tap_call(self, kind: str, side: str, tensors: Any) -> None:
         path = self._stack[-1][0]
@@ -336,7 +364,7 @@ def _writes(func: Any) -> bool:
 def _mark(args: Any, output: Any) -> None:
     """What is known of a tensor, that it is a gate or the explained input, is known of it when it has been moved."""
     if args and isinstance(output, Tensor):
-        for mark in (mul.GATE, _INPUT):
+        for mark in (mul.GATE, _INPUT, _SOFTMAX):
             if getattr(args[0], mark, False):
                 setattr(output, mark, True)
 
@@ -398,14 +426,16 @@ def _hooked(mode: Interception, path: str, module: nn.Module) -> list[Any]:
     if offset is not None:
         return _hooked_activation(mode, path, module, offset)
 
-    def before(module: nn.Module, args: Any) -> None:
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         mode.enter_module(path, module)
+        mode.read_input(path, args, kwargs)
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         mode.leave_module()
         mode.leave_output(path, output)
 
-    return [module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)]
+    return [module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after, always_call=True)]
 
 
 def _hooked_activation(mode: Interception, path: str, module: nn.Module, offset: float) -> list[Any]:

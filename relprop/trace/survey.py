@@ -76,8 +76,11 @@ class Surveyor(Observer):
         output = super().__torch_function__(func, types, args, kwargs)
         if kind == "matmul" and len(terms) == 2 and self._weighs(terms[1]):  # a linear map, written out
             self._add("matmul", terms, output)
-        if self._embeds(func, kind, args, terms):
-            self.survey.embeddings.append(Tap(self.path[-1]))
+        if func in (F.embedding, torch.embedding):
+            if args[0].untyped_storage().data_ptr() in self._ids:
+                self.survey.embeddings.append(Tap(self.path[-1]))
+        elif kind in ("conv", "linear") and any(t is x for t in terms for x in self._pixels):
+            self.survey.embeddings.append(Tap(self.path[-1], kind))
         attentions = sum(event.kind == "attention" for event in self.seen[seen:])
         for one in output if isinstance(output, (tuple, list)) else [output]:
             if isinstance(one, Tensor):
@@ -85,12 +88,6 @@ class Surveyor(Observer):
         if kind == "add" and isinstance(output, Tensor) and [t.shape for t in terms] == [output.shape] * 2:
             self.survey.sums.append(Sum(before, self.number(output, fresh=output is terms[0]), len(self.seen)))
         return output
-
-    def _embeds(self, func: Any, kind: str, args: Any, terms: list[Tensor]) -> bool:
-        """Whether a call looks up the model's ids, or is the linear map that reads its pixels."""
-        if func in (F.embedding, torch.embedding):
-            return args[0].untyped_storage().data_ptr() in self._ids
-        return kind in ("conv", "linear") and any(t is x for t in terms for x in self._pixels)
 
     def _weighs(self, operand: Tensor) -> bool:
         return operand.dim() == 2 and operand.untyped_storage().data_ptr() in self._weights
