@@ -39,6 +39,9 @@ class Composite:
         modules: exceptions by module type, for the ops that the module itself calls.
         paths: exceptions by module path.
         pixels: rule of the first linear op over a floating input.
+        points: where on the straight way from a text that says nothing to the one explained the rules are applied, in
+            (0, 1]; the mean counts. 1 is the text itself. See `relprop.way`; pictures and models without a mask token
+            are explained at the input alone.
     Raises: ValueError for an unknown kind of op or conservation class, TypeError for a rule that cannot be called.
     """
 
@@ -48,8 +51,11 @@ class Composite:
     modules: Mapping[type, Rules] = field(default_factory=dict)
     paths: Mapping[str, Rules] = field(default_factory=dict)
     pixels: Rule | None = None
+    points: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
+        if not self.points or not all(0 < point <= 1 for point in self.points):
+            raise ValueError(f"points are places on the way to the input, in (0, 1], got {self.points}")
         if self.conservation not in (STRICT, UP_TO_BIASES, NOT):
             raise ValueError(f"conservation must be {STRICT!r}, {UP_TO_BIASES!r} or {NOT!r}, got {self.conservation!r}")
         for rules in (self.rules, *self.modules.values(), *self.paths.values()):
@@ -98,7 +104,8 @@ class Composite:
         words = {kind: _name(rule) for kind, rule in self.rules.items()}
         words |= {f"{t.__name__}": _name(rules) for t, rules in self.modules.items()}
         words |= {pattern: _name(rules) for pattern, rules in self.paths.items()}
-        return words | ({"pixels": _name(self.pixels)} if self.pixels else {})
+        points = {} if self.points == (1.0,) else {"points": ", ".join(f"{point:g}" for point in self.points)}
+        return words | ({"pixels": _name(self.pixels)} if self.pixels else {}) | points
 
 
 def _of(rules: Rules, kind: str) -> Rule | None:
@@ -137,6 +144,16 @@ def attnlrp_gamma(conv: float = 0.25, dense: float = 0.05) -> Composite:
     """
     return attnlrp().but("attnlrp-gamma", rules={
         "conv": partial(linear.gamma, gamma=conv), "linear": partial(linear.gamma, gamma=dense)})
+
+
+def attnlrp_path(points: Sequence[float] = (0.5, 1.0)) -> Composite:
+    """AttnLRP, mean of places on the way from a text of mask tokens to the one explained (see `relprop.way`), for text.
+
+    At the text itself a model may be so sure that no word by itself seems to count. Of what says nothing either, such
+    as the mean of all embeddings and positions, nothing comes into the map; the ledger has it under "reference". Not
+    conservative. Costs a forward and a backward for each of the `points`.
+    """
+    return replace(attnlrp(), name="attnlrp-path", points=tuple(points))
 
 
 def cp_lrp() -> Composite:
@@ -208,8 +225,8 @@ def gradient() -> Composite:
 
 
 PRESETS: dict[str, Callable[[], Composite]] = {
-    "attnlrp": attnlrp, "attnlrp-gamma": attnlrp_gamma, "cp-lrp": cp_lrp, "deep-taylor": deep_taylor,
-    "epsilon": epsilon, "gamma": gamma, "gradient": gradient}
+    "attnlrp": attnlrp, "attnlrp-gamma": attnlrp_gamma, "attnlrp-path": attnlrp_path,
+    "cp-lrp": cp_lrp, "deep-taylor": deep_taylor, "epsilon": epsilon, "gamma": gamma, "gradient": gradient}
 NAMES = tuple(PRESETS)
 
 DEFAULTS: dict[str, str] = {"image": "attnlrp-gamma", "text": "attnlrp"}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import attention, baselines, composite, latents, rows, view
+from . import attention, baselines, composite, latents, rows, view, way
 from .address import Address, Spans
 from .asked import Asked
 from .check import ablation
@@ -361,16 +361,19 @@ def _by_composite(rules: Composite, subject: Subject, batch: Batch, targets: Tar
     inside = latents.places(subject, batch, at) if at or layers else None
     paths = tuple(layer.path for layer in inside.anatomy.layers) if layers else ()
     boxed = rules.boxed(subject.mean, subject.std)
-    found = propagate(subject.model, batch.args, batch.kwargs, value, boxed, ledger=ledger, layers=paths,
-                      taps=None if inside is None else inside.named, unruled=unruled, spread_bias=spread_bias)
-    books = found.ledger
+    start = None if rules.points == (1.0,) else way.neutral(subject, batch)
+    run = propagate if start is None else partial(way.propagate_along, start=start)
+    found = run(subject.model, batch.args, batch.kwargs, value, boxed, ledger=ledger, layers=paths,
+                taps=None if inside is None else inside.named, unruled=unruled, spread_bias=spread_bias)
+    books, runs = found.ledger, 1 if start is None else len(rules.points)
+    before = int(start is not None and 1.0 not in rules.points) + (inside is not None)
     if books is not None and books.layers:
         crossed = {f"L{i}": books.layers[path] for i, path in enumerate(paths) if path in books.layers}
         books = replace(books, layers=crossed)
     return Explanation(
         map=_map(found, batch), value=found.value.float().cpu(), target=value.names, method=rules.name,
         conservation=rules.conservation, units=batch.units, ledger=books if ledger else None,
-        forwards=1 + (inside is not None), backwards=1,
+        forwards=runs + before, backwards=runs,
         inputs={name: r.float().cpu() for name, r in found.relevance.items()},
         latents={} if inside is None else inside.read(found, rules.name),
         provenance=_provenance(subject, rules, spread_bias))

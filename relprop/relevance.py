@@ -22,10 +22,10 @@ from .ops.call import Turn, dependent
 from .ops.journal import STABILIZER, Rows
 from .result import Ledger
 from .still import settled
-from .trace import ROUNDING, STREAM, Attending, Attention, Interception, Part, Tap, intercepted
+from .trace import ROUNDING, STREAM, Attending, Attention, Interception, Part, Tap, Way, intercepted
 from .trace.interception import Tapped
 
-TARGET = "target function"
+TARGET, REFERENCE = "target function", "reference"
 TOKEN_NAMES = ("input_ids", "decoder_input_ids")
 
 Value = Callable[[Any], Tensor]
@@ -53,7 +53,8 @@ class Propagation:
 
 def propagate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Value,
               composite: str | Composite = "attnlrp", *, ledger: bool = True, taps: dict[str, Tap] | None = None,
-              layers: tuple[str, ...] = (), unruled: str = "error", spread_bias: bool = False) -> Propagation:
+              layers: tuple[str, ...] = (), unruled: str = "error", spread_bias: bool = False,
+              way: Way | None = None) -> Propagation:
     """Relevance of the inputs of `model(*args, **kwargs)` for `value(output)`, by one forward and one backward pass.
 
     Floating tensors among the inputs are explained entry by entry, token ids through their embedding; masks are not
@@ -62,20 +63,23 @@ def propagate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], v
     Args: value: gives the explained value of each row, (B,). composite: which rule where. ledger: keep the books, at
         about a tenth of the cost. taps: inner tensors whose relevance is wanted. layers: module paths at whose outputs
         the ledger reports the relevance that crosses. unruled: "error", or "gradient" to let an op without a rule
-        pass with its plain gradient. spread_bias: redistribute what constants took over the inputs.
+        pass with its plain gradient. spread_bias: redistribute what constants took over the inputs. way: explains the
+        model there instead, and the relevance is that of the whole way: its step x relevance per unit; what the input
+        there holds besides is booked under "reference".
     Raises: IndependentOutput if the value does not depend on the inputs; LedgerError if the books do not balance;
         UnruledOp for an op that is not in the table; ValueError for NaN or inf in the output or its relevance, and for
         weights that no gradient can pass.
     """
     if unruled not in ("error", "gradient"):
         raise ValueError(f"unruled must be 'error' or 'gradient', got {unruled!r}")
-    run = _Run(model, args, kwargs, value, get(composite), ledger or spread_bias, dict(taps or {}), layers, unruled)
+    run = _Run(model, args, kwargs, value, get(composite), ledger or spread_bias, dict(taps or {}), layers, unruled,
+               way)
     found = run.whole()
     if found is None or _split_wrongly(found, run.precision):  # one row at a time is exact
         found = _stacked([run.of_row(row).whole() for row in range(run.rows)])
     if found.ledger is not None:
         _close(found, run.precision)
-    return _spread(found) if spread_bias else found
+    return spread(found) if spread_bias else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +197,7 @@ class _Run:
     taps: dict[str, Tap]
     layers: tuple[str, ...]
     unruled: str
+    way: Way | None = None
     reentrant: bool = False
     """Whether the model has checkpoints of the kind that `torch.autograd.grad` does not pass."""
     precision: torch.dtype = field(init=False)
@@ -225,8 +230,9 @@ class _Run:
 
         value, rows = self.value, self.rows
         one = getattr(value, "row", None)
+        way = self.way and replace(self.way, ids={name: cut(ids) for name, ids in self.way.ids.items()})
         return replace(self, args=tuple(cut(a) for a in self.args), kwargs={k: cut(v) for k, v in self.kwargs.items()},
-                       value=one(row, rows) if one else value)
+                       value=one(row, rows) if one else value, way=way)
 
     def whole(self) -> Propagation | None:
         """`once`, and once more by torch's other way back where the model's checkpoints ask for it."""
@@ -247,8 +253,8 @@ class _Run:
             with torch._C.DisableTorchFunction():
                 value = self._value(output)
                 flow = None if journal is None else self._book_target(journal, output, value)
-            relevance = self._backward(leaves, value)
-            if journal is not None:
+            relevance = self._backward(leaves, value, mode.steps, journal)
+            if journal is not None and not mode.steps:
                 self._book_zeros(journal, leaves, relevance, value)
         self.precision = _coarser(mode.least, value.device.type)
         if not rows.exact:
@@ -269,7 +275,7 @@ class _Run:
             leaves, args, kwargs = self._leaves()
             mode = stack.enter_context(intercepted(
                 self.model, self.composite, token_ids=self._token_ids(), unruled=self.unruled, precision=self.dtype,
-                rows=rows, **options))
+                rows=rows, way=self.way, **options))
             output = self.model(*args, **kwargs)
             yield mode, {**leaves, **mode.leaves}, output
 
@@ -362,7 +368,8 @@ class _Run:
         if bool((held.abs() > tolerance(self.dtype) * 1e-3 * value.detach().abs().to("cpu")).any()):
             journal.book(STABILIZER, -held)
 
-    def _backward(self, leaves: dict[str, Tensor], value: Tensor) -> dict[str, Tensor]:
+    def _backward(self, leaves: dict[str, Tensor], value: Tensor, steps: dict[str, Tensor],
+                  journal: Journal | None) -> dict[str, Tensor]:
         if not leaves:
             raise IndependentOutput("no input to explain was seen: pass floating tensors, or token ids that the model "
                                     "looks up in its input embedding")
@@ -380,7 +387,11 @@ class _Run:
         if not bool(torch.isfinite(strength).all()):
             raise ValueError("the explained value is finite, but its relevance is NaN or inf: the backward pass "
                              "overflows, or meets a function where it has no slope; try a wider dtype or another rule")
-        return {name: relevance_of(leaf.detach(), g) for name, (leaf, g) in reached.items()}
+        if steps and journal is not None:
+            held = [(leaf.detach() - steps[name]) * g for name, (leaf, g) in reached.items() if name in steps]
+            journal.book(REFERENCE, sum(self._total(journal, r) for r in held))
+        return {name: steps[name] * g if name in steps else relevance_of(leaf.detach(), g)
+                for name, (leaf, g) in reached.items()}
 
     def _found(self, output: Any, value: Tensor, relevance: dict[str, Tensor], mode: Interception,
                journal: Journal | None, flow: Tensor | None) -> Propagation:
@@ -503,7 +514,7 @@ def _stacked_ledgers(ledgers: list[Ledger]) -> Ledger:
                   layers or None)
 
 
-def _spread(found: Propagation) -> Propagation:
+def spread(found: Propagation) -> Propagation:
     """The same map with what biases and other constants took given back to the inputs, so that it sums to the value.
 
     Each row's absorbed relevance goes to the entries in proportion to the magnitude of what they have.

@@ -26,7 +26,8 @@ def pixels(seed) -> torch.Tensor:
 
 
 def test_every_composite_has_its_class():
-    assert {of.composite for of in CLASSES} == set(composite.NAMES)
+    at_input = {name for name in composite.NAMES if composite.get(name).points == (1.0,)}  # a way needs token ids
+    assert {of.composite for of in CLASSES} == at_input and len(at_input) >= 6
     assert all(issubclass(of, Attribution) and of.__doc__ for of in CLASSES)
 
 

@@ -25,7 +25,7 @@ LEVELS = [
     ["asked"],
     ["relevance", "check"],
     ["latents"],
-    ["attention", "approximation"],
+    ["attention", "approximation", "way"],
     ["baselines", "captum"],
     ["view"],
     ["zoo"],

@@ -6,7 +6,7 @@ end.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -66,20 +66,33 @@ class Tapped:
     per_unit: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Way:
+    """A place on the straight way from inputs that say nothing to those that are explained: `at` of it, 1 being the
+    end. `ids`: by the name of the explained token ids, those that say nothing, in the same shape.
+    """
+
+    ids: Mapping[str, Tensor]
+    at: float = 1.0
+
+
 class Interception(TorchFunctionMode):
     """Runs the calls of `model` under the rules of `composite`.
 
-    Use `intercepted`, which also places the hooks. Inside, `leaves` collects the word embeddings that became inputs.
+    Use `intercepted`, which also places the hooks. Inside, `leaves` collects the word embeddings that became inputs,
+    and `steps`, on a `way`, the whole of it for each of them.
     """
 
     def __init__(self, model: nn.Module, composite: Composite, *, journal: Journal | None = None,
                  token_ids: dict[str, Tensor] | None = None, taps: dict[str, Tap] | None = None,
-                 unruled: str = "error", precision: torch.dtype = torch.float32, rows: Rows | None = None) -> None:
+                 unruled: str = "error", precision: torch.dtype = torch.float32, rows: Rows | None = None,
+                 way: Way | None = None) -> None:
         super().__init__()
         self.model, self.composite, self.journal, self.unruled = model, composite, journal, unruled
-        self.rows = rows
+        self.rows, self.way = rows, way
         self.precision = self.least = precision
         self.leaves: dict[str, Tensor] = {}
+        self.steps: dict[str, Tensor] = {}
         self.tapped: dict[str, Tapped] = {}
         self._ids = {t.untyped_storage().data_ptr(): name for name, t in (token_ids or {}).items()}
         self._ids_shapes = {name: t.numel() for name, t in (token_ids or {}).items()}
@@ -275,8 +288,12 @@ class Interception(TorchFunctionMode):
         if name is None:
             setattr(output, _ORIGIN, self._parameter(weight))
             return output
-        leaf = output.detach().requires_grad_()
-        self.leaves[name if name not in self.leaves else f"{name}#{len(self.leaves)}"] = leaf
+        leaf, known = output.detach(), name if name not in self.leaves else f"{name}#{len(self.leaves)}"
+        if self.way is not None and name in self.way.ids:
+            start = func(self.way.ids[name].view_as(input), weight, *args, **kwargs).detach()
+            self.steps[known] = leaf - start
+            leaf = start + self.way.at * self.steps[known]
+        self.leaves[known] = leaf.requires_grad_()
         return leaf.clone()  # the model may update its embeddings in place; a leaf may not be
 
     def _by_table(self, input: Tensor, weight: Tensor) -> str | None:
