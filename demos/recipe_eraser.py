@@ -3,8 +3,8 @@
     python demos/recipe_eraser.py --data eraser/movies --model FOLDER --out out/eraser --device cuda
 
 The data are the folder `movies` of ERASER (J. DeYoung et al., ACL 2020): test.jsonl and docs/. The model classifies
-reviews, such as a BERT fine-tuned on its training set; its labels are, or are given as, NEGATIVE and POSITIVE. F1
-against k is how Chefer et al. 2021 compare maps of BERT; the other three are ERASER's.
+reviews, such as a BERT fine-tuned on its training set; its labels are NEGATIVE and POSITIVE, or --labels says which is
+which. F1 against k is how Chefer et al. 2021 compare maps of BERT; the other three are ERASER's.
 """
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ FAITHFUL = ["auprc", "comprehensiveness", "sufficiency"]
 
 options = recipe.parser(__doc__, model="reviews-bert", methods=METHODS, data="the folder movies of ERASER")
 options.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
-options.add_argument("--labels", default="NEGATIVE,POSITIVE", help="of the model's classes (default: %(default)s)")
+options.add_argument("--labels", type=lambda text: text.split(","), metavar="A,B",
+                     help="of the model's classes in their order, NEGATIVE,POSITIVE or reversed (default: its own)")
 options.add_argument("--length", type=int, metavar="N",
                      help="cut reviews into passages of N words, for a model of short texts (default: whole reviews)")
 
 with recipe.errors_in_a_line():
     args = options.parse_args()
     data = eraser(args.data, args.limit, seed=args.seed, length=args.length, split=args.split)
-    subject = load(args.model, device=args.device, labels=args.labels.split(","))
+    subject = load(args.model, device=args.device, labels=args.labels)
 
     # Words are deleted, as in ERASER, by hiding them from attention. The label is explained, also where it is not the
     # prediction.

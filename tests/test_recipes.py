@@ -248,8 +248,12 @@ def test_perturbation(recipe, vit, sorted_pictures, tmp_path):
 
 def test_eraser(recipe, bert, reviews, tmp_path):
     out = tmp_path / "out"
-    found = recipe("eraser", "--data", reviews, "--model", bert, "--out", out, "--methods", "attnlrp,rollout")
+    options = ["--data", reviews, "--model", bert, "--out", out, "--methods", "attnlrp,rollout"]
+    unnamed = recipe("eraser", *options)
+    assert unnamed.code == 2 and "LABEL_0, LABEL_1" in unnamed.err and unnamed.err.strip().count("error") == 1
+    found = recipe("eraser", *options, "--labels", "NEGATIVE,POSITIVE", "--out", tmp_path / "named")
     assert found.code == 0 and "none is cited" in found.out
+    out = tmp_path / "named"
     paper, table = complete(out)
     assert table.about["rows"] == 3 and table.about["options"]["baseline"] == "delete"
     assert list(paper["measured"]) == [*(f"token-f1@{k}" for k in KS), "auprc", "comprehensiveness", "sufficiency"]
@@ -344,3 +348,35 @@ def test_a_model_that_is_never_right_has_no_table(recipe, llama, questions, tmp_
     found = recipe("attnlrp", "squad", "--data", questions, "--model", llama, "--out", tmp_path / "out", "--methods",
                    "attnlrp")
     assert found.code == 2 and "the model does not say what is asked for" in found.err and found.err.count("\n") == 1
+
+
+# On real models and data ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_perturbation_of_a_model_that_reads_digits(recipe, shared, tmp_path):
+    with np.load(shared / "data" / "mnist" / "t10k.npz") as file:
+        for number, (picture, label) in enumerate(zip(file["images"][:60], file["labels"][:60])):
+            place = tmp_path / "digits" / str(label) / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(place)
+    found = recipe("perturbation", "--data", tmp_path / "digits", "--model", shared / "models" / "vit-mnist-timm",
+                   "--out", tmp_path / "out", "--methods", "attnlrp-gamma")
+    assert found.code == 0
+    columns = complete(tmp_path / "out", of=tmp_path / "out" / "label")[0]["measured"]
+    for of in ("predicted", "label"):
+        up, down = columns[f"negative, {of}"], columns[f"positive, {of}"]
+        assert up["attnlrp-gamma"] > up["random"] + 20 > up["reversed"] + 20
+        assert down["attnlrp-gamma"] < down["random"] - 20 < down["reversed"] - 20
+        assert up["reversed"] == pytest.approx(down["attnlrp-gamma"], abs=2)  # but for ties
+
+
+@pytest.mark.slow
+def test_rationales_of_a_model_that_reads_reviews(recipe, shared, tmp_path):
+    model = shared / "models" / "minilm-sentiment"
+    found = recipe("eraser", "--data", shared / "data" / "eraser_movies", "--model", model, "--out", tmp_path / "out",
+                   "--methods", "transformer-attribution", "--limit", 12, "--length", 90)
+    assert found.code == 0
+    columns = complete(tmp_path / "out")[0]["measured"]
+    for name in ("auprc", "token-f1@10", "comprehensiveness"):
+        assert columns[name]["transformer-attribution"] > max(columns[name][other] for other in ("random", "reversed"))

@@ -193,8 +193,9 @@ SEGMENTATION = Published(
            "2025, arXiv:2502.04320, table 1, which restates it and calls the model CLIP ViT",
     apart="As in their code, pictures are resized whole, maps of patches are drawn bilinearly and cut at their mean, "
           "and intersections and unions are pooled over the data. Their LRP is full-lrp here, their GradCAM "
-          "attention-gradcam, their ViT attention last-layer-attention. Pictures of which the map or the mask is the "
-          "same everywhere are left out; theirs count.",
+          "attention-gradcam, their ViT attention last-layer-attention. Masks are resized as the pictures are and cut "
+          "halfway, theirs by the nearest pixel. Pictures of which the map or the mask is the same everywhere are left "
+          "out; theirs count.",
     numbers={"pixel accuracy": {"transformer-attribution": 79.70, "rollout": 73.54, "last-layer-attention": 67.84,
                                 "attention-gradcam": 64.44, "full-lrp": 51.09, "partial-lrp": 76.31},
              "mAP": {"transformer-attribution": 86.03, "rollout": 84.76, "last-layer-attention": 80.24,
