@@ -15,16 +15,24 @@ from .canvas import digits, mnist
 from .classfolder import imagefolder, textfolder
 from .eraser import eraser
 from .example import Data, Example
-from .lines import SUFFIXES, texts
+from .lines import SUFFIXES, counterparts, texts
+from .matching import Matched, by_slots, matched
+from .pair import Pair, Pairs
 from .passage import passages
 from .picture import pictures
+from .pronoun import crows, winobias, winogender
 from .review import movies, sst
 from .segmentation import segmentation
 from .sequence import brackets, palindromes, sorted_lists
+from .swap import CHANGES, swapped
+from .template import professions, templates
 
-__all__ = ["FILES", "MAKERS", "Data", "Example", "brackets", "digits", "eraser", "get", "imagefolder", "mnist",
-           "movies", "palindromes", "passages", "pictures", "segmentation", "sorted_lists", "squad", "sst",
-           "textfolder", "texts"]
+__all__ = [
+    "FILES", "MAKERS", "PAIRS", "Data", "Example", "Matched", "Pair", "Pairs", "brackets", "by_slots", "counterparts",
+    "crows", "digits", "eraser", "get", "imagefolder", "matched", "mnist", "movies", "pairs", "palindromes",
+    "passages", "pictures", "professions", "segmentation", "sorted_lists", "squad", "sst", "swapped", "templates",
+    "textfolder", "texts", "winobias", "winogender",
+]  # fmt: skip
 
 MAKERS: dict[str, Callable[..., Data]] = {
     "digits": digits, "palindromes": palindromes, "brackets": brackets, "sorted-lists": sorted_lists,
@@ -35,6 +43,10 @@ FILES: dict[str, Callable[..., Data]] = {
     "imagefolder": imagefolder, "texts": texts, "textfolder": textfolder, "passages": passages, "squad": squad,
 }  # fmt: skip
 """Data that is read: `maker(path, count, seed=...)`."""
+PAIRS: dict[str, Callable[..., Pairs]] = {
+    "professions": professions, "winobias": winobias, "winogender": winogender, "crows": crows, "pairs": counterparts,
+}  # fmt: skip
+"""Pairs that are read: `maker(path, count, seed=...)`; those of digits are drawn, by name of what is done to one."""
 
 
 def get(what: str | Path | Data, *, count: int | None = 500, seed: int = 0) -> Data:
@@ -60,3 +72,28 @@ def get(what: str | Path | Data, *, count: int | None = 500, seed: int = 0) -> D
         raise ValueError(f"data {name!r} is read from files: give {name}:FOLDER")
     raise ValueError(f"no data {str(what)!r}: neither a folder of pictures, nor a .jsonl file, nor one of "
                      f"{', '.join(MAKERS)}, nor {', '.join(f'{known}:PATH' for known in FILES)}")
+
+
+def pairs(what: str | Path | Pairs, *, count: int | None = None, seed: int = 0) -> Pairs:
+    """Pairs of a base and a counterfactual by what a user writes.
+
+    Args: what: "digits-swap", "digits-mask" or "digits-blur"; NAME:PATH with a name of `PAIRS`, such as
+        "winobias:data/winobias"; a .jsonl file of pairs; or `Pairs` already. count: how many; None: all there are, of
+        drawn ones 100. seed: of what is drawn.
+    Raises: ValueError for what is none of these.
+
+    >>> pairs("digits-blur", count=2).pairs[0].facts["change"]
+    'blur'
+    """
+    if isinstance(what, Pairs):
+        return what if count is None or count >= len(what) else what.take(range(count))
+    name, _, path = str(what).partition(":")
+    drawn = [f"digits-{change}" for change in CHANGES]
+    if str(what) in drawn:
+        return swapped(100 if count is None else count, seed=seed, change=name.removeprefix("digits-"))
+    if name in PAIRS and path:
+        return PAIRS[name](path, count, seed=seed)
+    if str(what).endswith(SUFFIXES) and Path(what).is_file():
+        return counterparts(what, count, seed=seed)
+    raise ValueError(f"no pairs {str(what)!r}: neither a .jsonl file, nor one of {', '.join(drawn)}, nor "
+                     f"{', '.join(f'{known}:PATH' for known in PAIRS)}")

@@ -115,11 +115,11 @@ def _pixels(pixels: Pixels, example: Example) -> Truth:
     if example.marked is None:
         return Truth()
     shape = (example.input.shape[:2] if hasattr(example.input, "shape") else picture(example.input).size[::-1])
-    place = lambda mask: _placed(pixels, mask, tuple(shape))
+    place = lambda mask: placed(pixels, mask, tuple(shape))
     return Truth(None, place(example.marked), None, {name: place(mask) for name, mask in example.others.items()})
 
 
-def _placed(pixels: Pixels, mask: Tensor, shape: tuple[int, int]) -> Tensor:
+def placed(pixels: Pixels, mask: Tensor, shape: tuple[int, int]) -> Tensor:
     """A mask as the model's preparation of pictures moves it (it may resize and crop a picture of the right size, too):
     drawn white on black, prepared, and cut halfway."""
     import numpy as np

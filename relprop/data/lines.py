@@ -4,12 +4,14 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .example import Data, Example, joined, limited, within
+from .example import Data, Example, chosen, joined, limited, within
+from .pair import Pair, Pairs
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -28,6 +30,21 @@ def texts(path: str | Path, count: int | None = None, *, seed: int = 0) -> Data:
     numbered = list(enumerate(read(path), start=1))
     examples = limited(lambda line: _example(*line, Path(path)), numbered, count, seed)
     return Data(Path(path).name, "text", examples, {"count": count, "seed": seed})
+
+
+def counterparts(path: str | Path, count: int | None = None, *, seed: int = 0) -> Pairs:
+    """Pairs of texts of the user's own.
+
+    A line is {"base": ..., "counterfactual": ..., "continuations": [...], "spans": {"name": [[start, end], ...]},
+    "counterfactual_spans": {...}, "group": ...} with spans in characters; what is behind the two texts may be left out,
+    and the spans of the counterfactual where they are those of the base. The rest of a line are facts of the pair.
+
+    Args: path: .jsonl or .jsonl.gz. count: how many, drawn by the seed; None: all.
+    Raises: ValueError for a line that is none of these, with its number.
+    """
+    numbered = chosen(list(enumerate(read(path), start=1)), count, seed)
+    pairs = [_reported(_pair, *line, Path(path)) for line in numbered]
+    return Pairs(Path(path).name, "text", pairs, {"count": count, "seed": seed})
 
 
 def read(path: str | Path) -> Iterator[dict]:
@@ -65,8 +82,13 @@ def found(folder: str | Path, *stems: str) -> Path:
 
 
 def _example(number: int, line: dict, path: Path) -> Example:
+    return _reported(_parsed, number, line, path)
+
+
+def _reported(make: Callable[[dict], Any], number: int, line: dict, path: Path) -> Any:
+    """What is made of a line; an error says which one it was."""
     try:
-        return _parsed(line)
+        return make(line)
     except (ValueError, TypeError, KeyError) as cause:
         what = f"no {cause.args[0]!r}" if isinstance(cause, KeyError) else str(cause)
         raise ValueError(f"{path.name}, line {number}: {what}") from cause
@@ -84,6 +106,18 @@ def _parsed(line: dict) -> Example:
     labels = None if line.get("labels") is None else torch.tensor(line["labels"], dtype=torch.float64)
     return Example(input=text, target=line.get("target"), words=words, marked=marked, labels=labels,
                    group=line.get("group"))
+
+
+def _pair(line: dict) -> Pair:
+    known = ("base", "counterfactual", "continuations", "spans", "counterfactual_spans", "group")
+    if not (isinstance(line["base"], str) and isinstance(line["counterfactual"], str)):
+        raise TypeError("base and counterfactual are texts")
+    ranges = lambda spans: {name: tuple((start, end) for start, end in span) for name, span in spans.items()}
+    spans = ranges(line.get("spans", {}))
+    other = ranges(line["counterfactual_spans"]) if "counterfactual_spans" in line else spans
+    facts = {name: value for name, value in line.items() if name not in known}
+    return Pair(line["base"], line["counterfactual"], tuple(line.get("continuations", ())), spans, other, facts,
+                line.get("group"))
 
 
 def _touched(words: tuple[tuple[int, int], ...], spans: list[list[int]], length: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ Every pixel of a digit is known, so a canvas comes with the ground truth that an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -84,6 +84,12 @@ def canvases(
     >>> drawn.images.shape, bool((drawn.masks.any((2, 3)) == drawn.labels).all())
     (torch.Size([4, 1, 54, 54]), True)
     """
+    _check(count, split, digits, size, clutter)
+    hand = _handwriting(split) if handwriting is None else handwriting
+    return _draw(count, torch.Generator().manual_seed(seed), hand, digits, size, clutter)
+
+
+def _check(count: int, split: str, digits: tuple[int, int], size: int, clutter: float) -> None:
     if count < 0:
         raise ValueError(f"count must not be negative, got {count}")
     if split not in SPLITS:
@@ -95,14 +101,47 @@ def canvases(
         raise ValueError(f"{most} digits do not fit on {size} x {size} pixels; ask for fewer digits or a larger size")
     if not 0 <= clutter <= 1:
         raise ValueError(f"clutter must be in [0, 1], got {clutter}")
-    hand = _handwriting(split) if handwriting is None else handwriting
-    return _draw(count, torch.Generator().manual_seed(seed), hand, digits, size, clutter)
+
+
+@dataclass(frozen=True)
+class _Sketch:
+    """What is drawn on canvases, before it is put together: for each of N places a digit (B, N), whether it is
+    `present`, its centre, side, `ink` (B, N, Y, X) and strength; `things` and `ground`, (B, 1, Y, X), are the clutter.
+    """
+
+    order: Tensor
+    present: Tensor
+    centres: Tensor
+    sides: Tensor
+    ink: Tensor
+    strength: Tensor
+    things: Tensor
+    ground: Tensor
+
+    @property
+    def free(self) -> Tensor:
+        """Where clutter may be, from 0 to 1: not on ink, nor on a rim of two pixels around it."""
+        return 1 - F.max_pool2d(self.ink.sum(1, keepdim=True).clamp(max=1), 5, stride=1, padding=2)
+
+    def finished(self, clutter: float, free: Tensor) -> Canvases:
+        count, _, size, _ = self.ink.shape
+        masks = torch.zeros(count, CLASSES, size, size, dtype=torch.bool)
+        own = (self.ink > INK) & (self.ink == self.ink.amax(1, keepdim=True))  # one at the rim goes to the darker ink
+        masks.scatter_(1, self.order[..., None, None].expand_as(self.ink), own)
+        labels = torch.zeros(count, CLASSES, dtype=torch.bool).scatter_(1, self.order, self.present)
+        digits_ink = (self.ink * self.strength).sum(1, keepdim=True)  # (B, 1, Y, X)
+        return Canvases((digits_ink + clutter * (free * self.things + self.ground)).clamp(0, 1), labels, masks)
 
 
 def _draw(
     count: int, rng: torch.Generator, hand: Handwriting, digits: tuple[int, int], size: int, clutter: float
 ) -> Canvases:
     """`canvases` after its checks."""
+    sketch = _sketch(count, rng, hand, digits, size)
+    return sketch.finished(clutter, sketch.free)
+
+
+def _sketch(count: int, rng: torch.Generator, hand: Handwriting, digits: tuple[int, int], size: int) -> _Sketch:
     least, most = digits
     per_canvas = torch.randint(least, most + 1, (count,), generator=rng)
     most = max(most, 1)  # one place, left empty, keeps the shapes when no digit is asked for
@@ -111,16 +150,43 @@ def _draw(
     centres, sides = _places(present, rng, size)
     ink = _render(_instances(order.flatten(), hand, rng), centres.reshape(-1, 2), sides.flatten(), rng, size)
     ink = ink.reshape(count, most, size, size) * present[..., None, None]
-    masks = torch.zeros(count, CLASSES, size, size, dtype=torch.bool)
-    own = (ink > INK) & (ink == ink.amax(1, keepdim=True))  # a pixel shared at the rim goes to the darker ink
-    masks.scatter_(1, order[..., None, None].expand_as(ink), own)
-    labels = torch.zeros(count, CLASSES, dtype=torch.bool).scatter_(1, order, present)
     strength = _uniform((count, most, 1, 1), 0.7, 1.0, rng)
-    digits_ink = (ink * strength).sum(1, keepdim=True)  # (B, 1, Y, X)
-    free = 1 - F.max_pool2d(ink.sum(1, keepdim=True).clamp(max=1), 5, stride=1, padding=2)  # a rim of two pixels
     things = torch.maximum(_fragments(count, hand, rng, size), _strokes(count, rng, size))
     ground = _shade(count, rng, size) + 0.04 * torch.randn(count, 1, size, size, generator=rng)
-    return Canvases((digits_ink + clutter * (free * things + ground)).clamp(0, 1), labels, masks)
+    return _Sketch(order, present, centres, sides, ink, strength, things, ground)
+
+
+def swaps(
+    count: int, *, seed: int = 0, split: str = "test", digits: tuple[int, int] = (2, 3), size: int = SIZE,
+    clutter: float = 1.0, handwriting: Handwriting | None = None,
+) -> tuple[Canvases, Canvases, Tensor, Tensor]:
+    """The canvases that `canvases` draws, and the same ones with one digit each swapped for one that is not there.
+
+    The other digit has the place and the size of the one that goes; all else is the same, but that clutter is kept off
+    its ink.
+
+    Args: as of `canvases`.
+    Returns: canvases before and after, which digit goes (B,) and which comes (B,).
+    Raises: ValueError as of `canvases`, and if a canvas may be without a digit, or have all of them.
+
+    >>> before, after, gone, come = swaps(3, seed=1)
+    >>> bool(before.labels[range(3), gone].all()), bool(before.labels[range(3), come].any())
+    (True, False)
+    """
+    if not 1 <= digits[0] <= digits[1] < CLASSES:
+        raise ValueError(f"a digit is swapped for another on canvases of 1 to {CLASSES - 1} digits, not of {digits}")
+    _check(count, split, digits, size, clutter)
+    rng, hand = torch.Generator().manual_seed(seed), _handwriting(split) if handwriting is None else handwriting
+    sketch = _sketch(count, rng, hand, digits, size)
+    before, row = sketch.finished(clutter, sketch.free), torch.arange(count)
+    place = torch.rand(sketch.present.shape, generator=rng).where(sketch.present, -1.0).argmax(1)  # (B,)
+    come = torch.rand(before.labels.shape, generator=rng).where(~before.labels, -1.0).argmax(1)
+    ink, order = sketch.ink.clone(), sketch.order.clone()
+    ink[row, place] = _render(_instances(come, hand, rng), sketch.centres[row, place], sketch.sides[row, place], rng,
+                              size)
+    order[row, place] = come
+    other = replace(sketch, ink=ink, order=order)
+    return before, other.finished(clutter, sketch.free.minimum(other.free)), sketch.order[row, place], come
 
 
 def _places(present: Tensor, rng: torch.Generator, size: int) -> tuple[Tensor, Tensor]:
