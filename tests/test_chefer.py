@@ -143,7 +143,9 @@ def test_relevance_and_gradient_of_patterns_equal_the_original(name, prefix, tar
 def test_full_lrp_equals_the_original(name, prefix, target, rules):
     run = Compared(name, prefix, target, rules)
     found = attention.full_lrp(run.subject, run.batch, targets(run.index, run.batch, labels=None), rules=RULES[rules])
-    if not run.text:
+    if run.text:
+        run.close(found.map[0, 1:run.length], "full_lrp")
+    else:
         run.close(found.map[0], "full")
 
 
@@ -180,3 +182,18 @@ def test_one_forward_gives_what_two_runs_give(seed, model, batch):
         assert slope.abs().max() > 0 and share.abs().max() > 0
         torch.testing.assert_close(pattern.slope, slope, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(pattern.relevance, share, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["transformer-attribution", "lrp-rollout", "full-lrp"])
+def test_relevance_inside_starts_at_one_and_is_that_of_the_rules(seed, method):
+    batch, model = text([2, 5, 6, 7, 3], [2, 8, 3]), Subject(bert())
+    asked = targets(1, batch)
+    found = attention.METHODS[method](model, batch, asked, at=("L1", "L1.attn.H0.pattern", "L0.in"))
+    assert list(found.latents) == ["L1", "L1.attn.H0.pattern", "L0.in"] or method == "full-lrp"
+    torch.testing.assert_close(found.latents["L1"].sum(1), torch.ones(2), rtol=1e-3, atol=1e-3)  # biases take none
+    wanted = attend(model.model, (), batch.kwargs, lambda output: asked.value(output, batch),
+                    composite=composite.chefer()).patterns[1].relevance[:, 0].float()
+    assert wanted.abs().max() > 0
+    torch.testing.assert_close(found.latents["L1.attn.H0.pattern"], wanted, rtol=1e-4, atol=1e-6)
+    if method == "full-lrp":
+        torch.testing.assert_close(found.map, found.latents["L0.in"])

@@ -9,6 +9,7 @@ the least of the row's own tokens, not of its padding.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from torch import Tensor
 from .. import composite
 from ..asked import Asked
 from ..composite import Composite
-from ..relevance import Attended, Pattern, attend, propagate
+from ..latents import places
+from ..relevance import Attended, Pattern, Propagation, attend, propagate
 from ..result import Relevance
 from ..subject import Subject
 from ..target import Targets
@@ -28,7 +30,8 @@ RULES: dict[str, Callable[[], Composite]] = {"chefer": composite.chefer, "chefer
 
 
 def transformer_attribution(subject: Subject, batch: Batch, targets: Targets, *, start_layer: int = 0,
-                            normalize: bool | None = None, rules: str = "chefer") -> Relevance:
+                            normalize: bool | None = None, rules: str = "chefer",
+                            at: tuple[str, ...] = ()) -> Relevance:
     """Where attention mattered for this target, through all layers (Chefer et al. 2021, eqs. 13 and 14).
 
     C = A_L' ... A_1' with A_l' = I + mean_h (dy/dA_l * R_{A_l})+, read in the row of the class token or of the position
@@ -37,6 +40,7 @@ def transformer_attribution(subject: Subject, batch: Batch, targets: Targets, *,
 
     Args: start_layer: first layer to count; the code's scripts use 1 for images and 0 for texts. normalize: each A_l'
         to rows that sum to one; None: as in the code, for texts and not for images. rules: "chefer" or "chefer-lrp".
+        at: addresses whose relevance under the rules is kept, from 1 at the target; a forward and a backward more.
     Returns: map (B, T) for text, where the position that is read has the least entry of its row in place of its own,
         or (B, Y, X), each patch's share divided evenly over its pixels. Never negative; no unit.
     Raises: ValueError where attention cannot be followed from layer to layer, or for an option that does not exist.
@@ -45,17 +49,17 @@ def transformer_attribution(subject: Subject, batch: Batch, targets: Targets, *,
         return pattern.slope * pattern.relevance
 
     options = {"start_layer": start_layer, "normalize": _normalizes(normalize, batch), "rules": rules}
-    return _rolled(subject, batch, targets, weighed, "transformer-attribution", options)
+    return _rolled(subject, batch, targets, weighed, "transformer-attribution", options, at)
 
 
 def lrp_rollout(subject: Subject, batch: Batch, targets: Targets, *, start_layer: int = 0,
-                normalize: bool | None = None, rules: str = "chefer") -> Relevance:
+                normalize: bool | None = None, rules: str = "chefer", at: tuple[str, ...] = ()) -> Relevance:
     """`transformer_attribution` without the gradient: A_l' = I + mean_h (R_{A_l})+ ("rollout" in the code).
 
     Class-specific through the relevance alone. Cost, arguments and result as of `transformer_attribution`.
     """
     options = {"start_layer": start_layer, "normalize": _normalizes(normalize, batch), "rules": rules}
-    return _rolled(subject, batch, targets, lambda pattern: pattern.relevance, "lrp-rollout", options)
+    return _rolled(subject, batch, targets, lambda pattern: pattern.relevance, "lrp-rollout", options, at)
 
 
 def partial_lrp(subject: Subject, batch: Batch, targets: Targets, *, layer: int = -1, gradient: bool = False,
@@ -79,20 +83,47 @@ def partial_lrp(subject: Subject, batch: Batch, targets: Targets, *, layer: int 
     return _found(subject, batch, asked, found, _without_own(shares, read, batch, least=False), "partial-lrp", options)
 
 
-def full_lrp(subject: Subject, batch: Batch, targets: Targets, *, rules: str = "chefer") -> Relevance:
-    """LRP by the rules of `transformer_attribution`, down to the pixels or to the word embeddings ("full" in the code).
+def full_lrp(subject: Subject, batch: Batch, targets: Targets, *, rules: str = "chefer",
+             at: tuple[str, ...] = ()) -> Relevance:
+    """LRP by the rules of `transformer_attribution`: down to the pixels or, in texts, to what the first layer reads
+    ("full" in the code).
 
-    R starts at 1. For the books, and for relevance in the unit of the target, give `explain` the composite itself:
-    `method=relprop.composite.chefer()`. Cost: one forward and one backward.
+    R starts at 1. For the books, for word embeddings, and for relevance in the unit of the target, give `explain` the
+    composite itself: `method=relprop.composite.chefer()`. Departure from the code: in texts the first token keeps its
+    relevance. Cost: one forward and one backward; for texts, a forward of one row more.
 
-    Args: rules: "chefer" or "chefer-lrp".
+    Args: rules: "chefer" or "chefer-lrp". at: addresses whose relevance is kept, see `relprop.latents`.
+    Returns: map (B, T) for text, summed over features, or (B, Y, X), summed over channels.
     """
-    asked = Asked(targets, batch)
-    found = propagate(subject.model, batch.args, batch.kwargs, asked, _rules(rules), ledger=False)
-    shares = sum(r.sum(1 if r.dim() == 4 else -1) for r in found.relevance.values())
-    shares = shares / found.value.reshape(-1, *[1] * (shares.dim() - 1))
-    return mapped(subject, batch, shares, value=found.value, names=asked.names, method="full-lrp", forwards=1,
-                  backwards=1, unit="share of the target", rules=rules)
+    asked, first = Asked(targets, batch), FIRST if isinstance(batch.units, TextUnits) else ()
+    found, inside = _propagated(subject, batch, asked, rules, (*first, *(name for name in at if name not in first)))
+    if first:
+        shares = inside[FIRST[0]]
+    else:
+        shares = _of_start(sum(r.sum(1 if r.dim() == 4 else -1) for r in found.relevance.values()), found.value)
+    latents = {name: whole for name, whole in inside.items() if name not in first or name in at}
+    result = mapped(subject, batch, shares, value=found.value, names=asked.names, method="full-lrp", forwards=1,
+                    backwards=1, unit="share of the target", rules=rules)
+    return replace(result, latents=latents)
+
+
+FIRST = ("L0.in",)
+"""Where the code of the original ends in texts: at the input of its first layer."""
+
+
+def _propagated(subject: Subject, batch: Batch, asked: Asked, rules: str, at: tuple[str, ...],
+                ) -> tuple[Propagation, dict[str, Tensor]]:
+    """LRP under the rules, and the relevance of addresses where it starts at 1."""
+    wanted = places(subject, batch, at) if at else None
+    found = propagate(subject.model, batch.args, batch.kwargs, asked, _rules(rules), ledger=False,
+                      taps=wanted.named if wanted else None)
+    inside = wanted.read(found, rules) if wanted else {}
+    return found, {name: _of_start(whole, found.value) for name, whole in inside.items()}
+
+
+def _of_start(relevance: Tensor, value: Tensor) -> Tensor:
+    """Relevance (B, ...) as it is when it starts at 1 instead of at the value, (B,)."""
+    return relevance / value.to(relevance).reshape(-1, *[1] * (relevance.dim() - 1))
 
 
 METHODS: dict[str, Callable[..., Relevance]] = {
@@ -120,7 +151,7 @@ def _attended(subject: Subject, batch: Batch, targets: Targets, rules: str, laye
 
 
 def _rolled(subject: Subject, batch: Batch, targets: Targets, weighed: Callable[[Pattern], Tensor], method: str,
-            options: dict) -> Relevance:
+            options: dict, at: tuple[str, ...]) -> Relevance:
     """The rows that are read of the product of all layers: a vector, carried down from the last layer."""
     found, asked = _attended(subject, batch, targets, options["rules"], slice(options["start_layer"], None))
     check_square([pattern.weights for pattern in found.patterns], batch.rows)
@@ -130,7 +161,9 @@ def _rolled(subject: Subject, batch: Batch, targets: Targets, weighed: Callable[
         scale = 1 + layer.sum(-1) if options["normalize"] else torch.ones_like(shares)
         shares = shares / scale
         shares = shares + torch.einsum("bt,bts->bs", shares, layer)
-    return _found(subject, batch, asked, found, _without_own(shares, read, batch, least=True), method, options)
+    result = _found(subject, batch, asked, found, _without_own(shares, read, batch, least=True), method, options)
+    inside = _propagated(subject, batch, Asked(asked.targets, batch), options["rules"], at)[1] if at else {}
+    return replace(result, latents=inside)
 
 
 def _without_own(shares: Tensor, read: Tensor, batch: Batch, *, least: bool) -> Tensor:
