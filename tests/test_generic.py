@@ -11,7 +11,8 @@ from conftest import SHARED
 from tiny import bert, images, targets, text, vit
 from torch import Tensor, nn
 
-from relprop.attention import METHODS
+from relprop import composite
+from relprop.attention import METHODS, rollout
 from relprop.attention.generic import Joint, Link, aggregate, fused, normalised
 from relprop.explain import explain
 from relprop.relevance import attend
@@ -269,6 +270,28 @@ def test_detr(index, variant):
     same(found.map[0].double().flatten(), out[f"{wanted['prefix']}{variant}"], RUN)
 
 
+@pytest.mark.parametrize("index", range(4))
+def test_baselines_of_detr(index):
+    """From the patterns and their relevance: what the original compares itself with, in the last cross-attention."""
+    about, tensors, out = case("detr")
+    wanted = about["targets"][index]
+    prefix, query = wanted["prefix"], wanted["query"]
+    args = tensors["input.features"], tensors["input.position_encoding"]
+    found = attend(filled(Detector(about), tensors), args, {},
+                   lambda output: output["logits"][:, query, wanted["class"]], composite=composite.chefer()).patterns
+    last = found[-1]
+    same(fused(last.slope, last.relevance)[0, query], out[f"{prefix}transformer_att"], RUN)
+    shares = last.relevance.mean(1)[0]
+    same(((shares - shares.min()) / (shares.max() - shares.min()))[query], out[f"{prefix}partial_lrp"], RUN)
+    if wanted["class"] != about["targets"][2 * (index // 2)]["class"]:
+        return  # those that know nothing of the target are stored once
+    cross = last.weights.mean(1)
+    same(cross[0, query], out[f"{prefix}raw_attn"], RUN)
+    of_features, of_queries = (rollout([p.weights for p in found if (p.queries, p.keys) == (name, name)])
+                               for name in ("0", None))
+    same((of_queries.mT @ cross @ of_features)[0, query], out[f"{prefix}rollout"], RUN)
+
+
 # What must hold ------------------------------------------------------------------------------------------------------
 
 def rows_of(network: nn.Module, batch: Batch, **options: object) -> Tensor:
@@ -419,6 +442,19 @@ def test_text_and_patches_in_one_sequence(seed):
     assert found.map.shape == (2, 6) and found.inputs["pixel_values"].shape == (2, 24, 24)
     assert not found.map[1, 4:].any() and not found.map[:, 0].any() and found.map[:, 1:4].any()
     assert found.inputs["pixel_values"].any()
+
+
+def test_a_probe_that_pools_is_a_stream_of_its_own(seed):
+    from transformers import SiglipConfig, SiglipModel
+
+    shape = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    network = SiglipModel(SiglipConfig(
+        text_config=dict(vocab_size=40, max_position_embeddings=16, projection_size=16, pad_token_id=0, bos_token_id=1,
+                         eos_token_id=2, **shape), vision_config=dict(image_size=24, patch_size=8, **shape)))
+    given = {"input_ids": GIVEN["input_ids"], "pixel_values": torch.randn(2, 3, 24, 24).double()}
+    found = explain(network.double().eval(), given, pairs, method="generic-attention", options={"undefined": "keep"})
+    assert found.map.shape == (2, 6) and found.map.any()
+    assert found.inputs["pixel_values"].shape == (2, 24, 24) and found.inputs["pixel_values"].any()
 
 
 def test_two_towers_equal_the_loop(seed):

@@ -278,7 +278,7 @@ def _joints(found: Attended) -> dict[Stream, list[Joint]]:
 
 def _shares(flow: Flow, found: Attended, batch: Batch) -> dict[str, Tensor]:
     """What the positions that the target is read from hold of each input's, (B, T) by its name."""
-    reads = {stream: found.reads[stream] for stream in flow.last if stream in found.reads}
+    reads = {stream: found.reads[stream] for stream in flow.found if stream in flow.last and stream in found.reads}
     if not reads:
         raise ValueError("no module of the model gives (B, T, D) after its last attention, so which positions are read "
                          "is unknown")
@@ -288,6 +288,8 @@ def _shares(flow: Flow, found: Attended, batch: Batch) -> dict[str, Tensor]:
                                 "last layer")
     shares: dict[str, Tensor] = {}
     for stream, read in reads.items():
+        if not read.any():
+            continue
         weights = read / read.sum(-1, keepdim=True).where(read.any(-1, keepdim=True), 1)  # (B, T)
         for (name, size), R in flow.found[stream].items():
             if name is None:

@@ -135,10 +135,9 @@ class Attending(Interception):
         for one in output if isinstance(output, (tuple, list)) else [output]:
             if not isinstance(one, Tensor):
                 continue
-            if not hasattr(one, STREAM):
-                found = next((getattr(x, STREAM) for x in operands if hasattr(x, STREAM)), None)
-                if found is not None:
-                    setattr(one, STREAM, found)
+            known = [getattr(x, STREAM) for x in operands if hasattr(x, STREAM)]
+            if known and not hasattr(one, STREAM):
+                setattr(one, STREAM, known[0])  # also where it is known that there is none
             stream = _stream(one)
             after = max(_after(x) for x in (one, *operands) if _stream(x) == stream)
             if after > _after(one):
