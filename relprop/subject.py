@@ -57,8 +57,15 @@ class Subject:
 
     @property
     def tokenizer(self) -> object | None:
-        """The tokenizer of a text model that came with one."""
+        """The tokenizer of a text model that came with one, or of a processor of text and pictures."""
+        if self._takes_both:
+            return self.processor.tokenizer
         return self.processor if self.modality == "text" else None
+
+    @property
+    def _takes_both(self) -> bool:
+        """Whether the processor is one of text and pictures."""
+        return hasattr(self.processor, "tokenizer") and hasattr(self.processor, "image_processor")
 
     @property
     def mean(self) -> tuple[float, ...] | None:
@@ -119,6 +126,9 @@ class Subject:
             return inputs.to(device)
         if isinstance(inputs, Mapping):
             batch = self._named(inputs)
+        elif self._takes_both:
+            raise ValueError(f"{self.name} takes text and pictures; give it what its processor makes of both, "
+                             "processor(text=..., images=..., return_tensors='pt'), or tensors by name")
         else:
             batch = {"text": self._text, "image": self._image, "tensors": self._tensors}[self.modality](inputs)
         if not batch.rows:

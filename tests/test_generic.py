@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -194,6 +195,33 @@ def test_lxmert(target, variant, tolerance):
     same(found.inputs["visual_feats"][0], out[f"{target}.{variant}.R_t_i"][0], tolerance)
 
 
+@pytest.mark.parametrize("target", ["top", "other"])
+def test_baselines_of_lxmert(target):
+    about, tensors, out = case("lxmert")
+    from transformers import LxmertConfig, LxmertForQuestionAnswering
+
+    model = filled(LxmertForQuestionAnswering(LxmertConfig(**about["config"]["config"])), tensors)
+    found = attend(model, (), inputs(tensors),
+                   lambda output: output.question_answering_score[:, about["targets"][target]],
+                   composite=composite.chefer()).patterns
+    own = [p for p in found if (p.queries, p.keys) == ("input_ids", "input_ids")]
+    across = [p for p in found if (p.queries, p.keys) == ("input_ids", "visual_feats")][-1]
+    texts = aggregate([Link(fused(p.slope, p.relevance), "t", "t") for p in own]).found["t"]["t"]
+    wanted = {"transformer_attr": (texts, fused(across.slope, across.relevance)),
+              "partial_lrp": tuple(spread(p.relevance.mean(1)) for p in (own[-1], across))}
+    for name, pair in wanted.items():
+        for part, ours in zip(("R_t_t", "R_t_i"), pair, strict=True):
+            ours = ours[0].clone()
+            ours[0, 0] = 0 if part == "R_t_t" else ours[0, 0]
+            same(ours, out[f"{target}.{name}.{part}"], RUN)
+    same(across.weights.mean(1)[0], out["raw_attn.R_t_i"], RUN)
+
+
+def spread(shares: Tensor) -> Tensor:
+    """From nothing for the least to one for the most."""
+    return (shares - shares.min()) / (shares.max() - shares.min())
+
+
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -281,8 +309,7 @@ def test_baselines_of_detr(index):
                    lambda output: output["logits"][:, query, wanted["class"]], composite=composite.chefer()).patterns
     last = found[-1]
     same(fused(last.slope, last.relevance)[0, query], out[f"{prefix}transformer_att"], RUN)
-    shares = last.relevance.mean(1)[0]
-    same(((shares - shares.min()) / (shares.max() - shares.min()))[query], out[f"{prefix}partial_lrp"], RUN)
+    same(spread(last.relevance.mean(1))[0, query], out[f"{prefix}partial_lrp"], RUN)
     if wanted["class"] != about["targets"][2 * (index // 2)]["class"]:
         return  # those that know nothing of the target are stored once
     cross = last.weights.mean(1)
@@ -466,6 +493,33 @@ def test_two_towers_equal_the_loop(seed):
         alone = explain(network, {name: t[row:row + 1] for name, t in given.items()}, pairs, method="generic-attention")
         for name in ("input_ids", "pixel_values"):
             torch.testing.assert_close(whole.inputs[name][row], alone.inputs[name][0], rtol=1e-5, atol=1e-7)
+
+
+def test_text_and_pictures_are_given_by_name(seed):
+    from transformers import CLIPImageProcessorPil
+
+    about, tensors, _ = case("clip")
+    network, given = clip(about, tensors)
+    processor = SimpleNamespace(tokenizer=Spelling(), image_processor=CLIPImageProcessorPil())
+    found = explain((network, processor), given, pairs, method="generic-attention")
+    assert found.units.tokens[0][0] == f"<{int(given['input_ids'][0, 0])}>" and found.map.any()
+    with pytest.raises(ValueError, match="takes text and pictures; give it what its processor makes of both"):
+        explain((network, processor), "a cat", pairs, method="generic-attention")
+
+
+class Spelling:
+    """As much of a tokenizer as spells ids."""
+
+    bos_token_id, eos_token_id, cls_token_id, sep_token_id, pad_token_id, model_max_length = 1, 49, None, None, 0, 9
+
+    def get_vocab(self) -> dict[str, int]:
+        return {f"<{i}>": i for i in range(50)}
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [f"<{i}>" for i in ids]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        return "".join(tokens)
 
 
 # At the door ---------------------------------------------------------------------------------------------------------
