@@ -361,12 +361,13 @@ def _by_composite(rules: Composite, subject: Subject, batch: Batch, targets: Tar
     inside = latents.places(subject, batch, at) if at or layers else None
     paths = tuple(layer.path for layer in inside.anatomy.layers) if layers else ()
     boxed = rules.boxed(subject.mean, subject.std)
-    start = None if rules.points == (1.0,) else way.neutral(subject, batch)
-    run = propagate if start is None else partial(way.propagate_along, start=start)
+    starts = None if rules.points == (1.0,) else way.neutral(subject, batch)
+    rules = replace(rules, points=(1.0,)) if starts is None else rules
+    run = propagate if starts is None else partial(way.propagate_along, starts=starts)
     found = run(subject.model, batch.args, batch.kwargs, value, boxed, ledger=ledger, layers=paths,
                 taps=None if inside is None else inside.named, unruled=unruled, spread_bias=spread_bias)
-    books, runs = found.ledger, 1 if start is None else len(rules.points)
-    before = int(start is not None and 1.0 not in rules.points) + (inside is not None)
+    books, runs = found.ledger, 1 if starts is None else len(rules.points)
+    before = int(starts is not None and 1.0 not in rules.points) + (inside is not None)
     if books is not None and books.layers:
         crossed = {f"L{i}": books.layers[path] for i, path in enumerate(paths) if path in books.layers}
         books = replace(books, layers=crossed)

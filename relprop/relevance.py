@@ -230,9 +230,8 @@ class _Run:
 
         value, rows = self.value, self.rows
         one = getattr(value, "row", None)
-        way = self.way and replace(self.way, ids={name: cut(ids) for name, ids in self.way.ids.items()})
         return replace(self, args=tuple(cut(a) for a in self.args), kwargs={k: cut(v) for k, v in self.kwargs.items()},
-                       value=one(row, rows) if one else value, way=way)
+                       value=one(row, rows) if one else value)
 
     def whole(self) -> Propagation | None:
         """`once`, and once more by torch's other way back where the model's checkpoints ask for it."""

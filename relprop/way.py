@@ -8,7 +8,7 @@ Reference: M. Sundararajan et al., "Axiomatic Attribution for Deep Networks", IC
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,8 +28,9 @@ from .trace.interception import Tapped
 WAY = "way"  # what the ledger calls what the value at the places on the way lacks
 
 
-def neutral(subject: Subject, batch: Batch) -> dict[str, Tensor] | None:
-    """Token ids with a mask token for each word piece, special tokens and padding left, under the name of the ids.
+def neutral(subject: Subject, batch: Batch) -> dict[str, Callable[[Tensor], Tensor]] | None:
+    """From token ids to a mask token for each word piece, special tokens and padding as they are, under the name of the
+    ids.
 
     None where there is no such thing: for what is no text, and for models that were not trained with a mask token.
     """
@@ -37,31 +38,32 @@ def neutral(subject: Subject, batch: Batch) -> dict[str, Tensor] | None:
     token = getattr(subject.tokenizer, "mask_token_id", None)
     if token is None or not isinstance(batch.units, TextUnits) or ids.is_floating_point():
         return None
-    own = (units.groups(batch) >= 0).to(ids.device)
-    return {str(name): torch.where(own, token, ids)}
+    kept = ids[(units.groups(batch) < 0).to(ids.device)].unique()
+    return {str(name): lambda ids: torch.where(torch.isin(ids, kept), ids, token)}
 
 
 def propagate_along(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Value,
-                    composite: Composite, start: Mapping[str, Tensor], *, ledger: bool = True,
+                    composite: Composite, starts: Mapping[str, Callable[[Tensor], Tensor]], *, ledger: bool = True,
                     spread_bias: bool = False, **options: Any) -> Propagation:
-    """Relevance of the way from `start` to the input, mean over the composite's `points` on it.
+    """Relevance of the way from a start to the input, mean over the composite's `points` on it.
 
     R_{t,d} = 1/K sum_k (x - x')_{t,d} g_{t,d}(x' + a_k (x - x')), g the relevance per unit by the composite's rules, x
-    the word embeddings and x' those of `start`. With the plain gradient and many points these are integrated gradients.
+    the word embeddings and x' those of the start. With the plain gradient and many points it is integrated gradients.
     The ledger is the mean of those of the points, and "way" is what their values lack of the value explained; what
     a point's own embeddings hold besides the way is "reference". Cost: a forward and a backward for each point, and one
     forward if the input itself is none of them.
 
-    Args: start: token ids that say nothing, by name, as of `neutral`. The rest as of `relevance.propagate`.
+    Args: starts: from token ids to those that say nothing, by name, as of `neutral`. The rest as of `propagate`.
     Raises: as of `relevance.propagate`.
     """
     points, options["ledger"] = sorted(composite.points, reverse=True), ledger or spread_bias
     end = _end(model, args, kwargs, value) if points[0] < 1 else None
-    found = [propagate(model, args, kwargs, value, composite, way=Way(start, at), **options) for at in points]
+    found = [propagate(model, args, kwargs, value, composite, way=Way(starts, at), **options) for at in points]
     output, whole = end or (found[0].output, found[0].value)
     relevance, tapped = _mean([one.relevance for one in found]), _mean([one.tapped for one in found])
     books, flow = _books([one.ledger for one in found], whole), _middle([one.flow for one in found])
-    mean = Propagation(output, whole, relevance, tapped, books, flow, _inside(found))
+    mean = Propagation(output, whole, relevance, tapped, books, flow, _inside(found),
+                       _mean([one.positions for one in found]))
     return spread(mean) if spread_bias else mean
 
 

@@ -24,7 +24,7 @@ LEVELS = [
     ["subject", "intervene"],
     ["asked"],
     ["relevance", "check"],
-    ["latents"],
+    ["latents", "positions"],
     ["attention", "approximation", "way"],
     ["baselines", "captum"],
     ["view"],

@@ -14,8 +14,8 @@ from torch.autograd import Function
 
 from . import matmul as product
 from . import softmax
-from .call import Call, dependent, scaled
-from .journal import SOFTMAX
+from .call import Call, biases, dependent, scaled
+from .journal import POSITIONS, SOFTMAX
 
 CHUNK = 1 << 22
 """Entries of the attention pattern that the held rule computes at a time: 16 MiB in float32."""
@@ -93,7 +93,9 @@ def scaled_dot_product_attention(call: Call, query: Tensor, key: Tensor, value: 
             return run(query, key, value).detach()
         return HeldPattern.apply(query.detach(), key.detach(), value, run, attn_mask, is_causal, factor)
     fused = not call.open and of_softmax is softmax.taylor and of_product in (product.uniform, product.gradient)
-    if dependent(attn_mask) or not fused:
+    biased = call.positions and attn_mask is not None and attn_mask.dtype != torch.bool and (
+        call.origin(attn_mask) == POSITIONS or biases(attn_mask))
+    if dependent(attn_mask) or biased or not fused:
         return call.retrace(lambda: opened(query, key, value, attn_mask, is_causal, factor))
     if of_product is product.uniform:
         return _uniform(call, query, key, value, run)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from .journal import CONSTANT, Journal, Rows
+from .journal import CONSTANT, POSITIONS, Journal, Rows
 
 Rule = Callable[..., Any]
 
@@ -23,7 +23,9 @@ class Call:
     `func` is the torch function as the model called it, `kind` its row of the table, `path` the module it was called
     in, `rule` what the composite says for it. `origin` names a constant ("position embeddings"); `retrace` runs a
     function so that the torch calls inside it are intercepted in their turn; `rows`, where known, those of the batch;
-    `open` keeps a fused attention from staying fused, for those who want its pattern.
+    `open` keeps a fused attention from staying fused, for those who want its pattern. `positions`: a bias of relative
+    positions among the scores of a fused attention is to be booked as such, not with the softmax. `scores`: the operand
+    is attention scores.
     """
 
     func: Callable[..., Any]
@@ -35,13 +37,19 @@ class Call:
     retrace: Callable[[Callable[..., Any]], Any] = field(default=lambda function: function())
     rows: Rows | None = None
     open: bool = False
+    positions: bool = False
+    scores: bool = False
 
     def constant(self, constant: Tensor | float, output: Tensor, name: str | None = None) -> None:
         """Book a constant added at `output`, under its own name where it has one."""
         if self.journal is not None and output.requires_grad:
             if name is None:
                 name = self.origin(constant) if isinstance(constant, Tensor) else CONSTANT
+            if self.scores and name == CONSTANT and isinstance(constant, Tensor) and biases(constant):
+                name = POSITIONS
             self.journal.constant(name, constant, output)
+            if name == POSITIONS:
+                self.journal.position(constant, output, scores=self.scores)
 
     def booked(self, name: str, inputs: list[Tensor], run: Callable[..., Tensor]) -> Tensor:
         """`run(*inputs)` with what it does not pass on booked under `name`."""
@@ -52,6 +60,20 @@ class Call:
         if output.requires_grad:
             self.journal.difference(name, output, [x for x in aliases if x.requires_grad])
         return output
+
+
+MASKED = -5e3
+"""Below this a score is left out: models write -10000, the least number of their dtype, or -inf."""
+
+
+def biases(constant: Tensor) -> bool:
+    """Whether a constant that is added to attention scores tells keys apart, as ALiBi does, and is no mask, which only
+    leaves some of them out.
+    """
+    if not constant.is_floating_point() or constant.numel() < 2:
+        return False
+    kept = constant > MASKED
+    return bool((kept & (constant != 0)).any())
 
 
 @dataclass(eq=False)

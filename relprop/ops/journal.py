@@ -12,6 +12,7 @@ from torch import Tensor
 
 BIAS, SOFTMAX, STABILIZER, CONSTANT = "biases", "softmax", "stabilizer", "other constants"
 ACTIVATION, NORM, PRODUCT = "activations", "norms", "products"
+POSITIONS = "position embeddings"
 
 CHUNK = 1 << 22
 """Entries that a sum multiplies at a time: 16 MiB in float32, where the logits of a language model are hundreds."""
@@ -61,13 +62,15 @@ class Journal:
     """Absorbed relevance by name, each a float64 tensor of one entry a row of the batch, summed in `precision`.
 
     `exact_rows` turns False when a tensor could not be split into the rows of the batch; the sums over the batch are
-    right even then, and the caller explains the rows one at a time.
+    right even then, and the caller explains the rows one at a time. `places` holds what position embeddings took at
+    each position, (B, T) by the number of positions T, as far as these are known.
     """
 
     def __init__(self, rows: int | Rows, precision: torch.dtype = torch.float32) -> None:
         self.layout = rows if isinstance(rows, Rows) else Rows(rows)
         self.rows, self.precision = self.layout.count, precision
         self.absorbed: dict[str, Tensor] = {}
+        self.places: dict[int, Tensor] = {}
 
     @property
     def exact_rows(self) -> bool:
@@ -85,6 +88,46 @@ class Journal:
             constant = torch.tensor(float(constant), dtype=output.dtype, device=output.device)
         kept = Kept(constant)
         output.register_hook(lambda g: self.book(name, self.dot(g, kept.value)))
+
+    def position(self, constant: Tensor, output: Tensor, *, scores: bool) -> None:
+        """Note at which positions a constant that was added takes what it takes. `scores`: these are attention scores
+        (B, H, T, S), and a position in them is that of a key.
+        """
+        kept = Kept(constant)
+        output.register_hook(lambda g: self.place(g, kept.value, along=-1 if scores else None))
+
+    def rotation(self, constant: Tensor, output: Tensor) -> None:
+        """Book for the positions as much relevance as rotated queries or keys keep; of what reaches `output` half is to
+        come here. The positions are where `constant`, the cosines, varies beside the last dimension.
+        """
+        kept, shape = Kept(output), constant.shape
+        first = 1 if len(shape) == output.dim() and shape[0] == self.rows else 0
+        along = next((dim - len(shape) for dim in range(len(shape) - 2, first - 1, -1) if shape[dim] > 1), -2)
+
+        def book(g: Tensor) -> None:
+            self.book(POSITIONS, self.dot(g, kept.value))
+            self.place(g, kept.value, along=along)
+
+        output.register_hook(book)
+
+    def place(self, g: Tensor, x: Tensor, *, along: int | None) -> None:
+        """Add the sum of g x at each position to `places`. Positions lie `along` a dimension; None: between the rows
+        and the features, which come last.
+        """
+        g = g.detach().to(torch.promote_types(g.dtype, self.precision))
+        product = (g * x.to(g.dtype)).nan_to_num(0.0, 0.0, 0.0)
+        if along is not None and product.dim() == 3 and product.shape[0] % self.rows == 0:
+            product = product.unflatten(0, (self.rows, -1))  # (B H, T, S)
+        rows = self.layout.dim(product)
+        if rows is None or (product.shape[rows] != self.rows and (along is not None or product.dim() != 2)):
+            return  # windows
+        by_row = product.movedim(rows, 0)
+        if along is not None:
+            by_row = by_row.movedim(along + product.dim(), 1).flatten(2)
+        found = by_row.reshape(self.rows, -1, by_row.shape[-1]) if along is None else by_row
+        found = found.sum(-1, dtype=torch.float64).to("cpu")  # (B, T)
+        before = self.places.get(found.shape[1])
+        self.places[found.shape[1]] = found if before is None else before + found
 
     def difference(self, name: str, output: Tensor, inputs: list[Tensor]) -> None:
         """Book what came in at `output` less what went out at `inputs`, which must feed this op alone (aliases)."""

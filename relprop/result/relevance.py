@@ -46,6 +46,7 @@ class Relevance:
     latents: dict[str, Tensor] = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
     curve: Curve | None = None  # the ablation check, once it was made
+    positions: Tensor | None = None  # of where the units stand, shape of `map`; in the map already if that says "added"
 
     def __post_init__(self) -> None:
         bad = int((~self.map.isfinite()).sum())
@@ -56,6 +57,7 @@ class Relevance:
             )
         counts = {"map": len(self.map), "value": len(self.value), "target": len(self.target), "units": self.units.rows}
         counts |= {} if self.ledger is None else {"ledger": len(self.ledger.value)}
+        counts |= {} if self.positions is None else {"positions": len(self.positions)}
         if len(set(counts.values())) > 1:
             raise ValueError(f"rows must agree, got {', '.join(f'{name}: {count}' for name, count in counts.items())}")
 
@@ -156,6 +158,7 @@ class Relevance:
             latents=cut(self.latents),
             provenance=self.provenance,
             curve=check,
+            positions=None if self.positions is None else self.positions[row : row + 1],
         )
 
     def equals(self, other: Relevance) -> bool:
@@ -189,6 +192,7 @@ class Relevance:
             "inputs",
             "latents",
             "provenance",
+            "positions",
         )
         return {**{name: getattr(self, name) for name in names}, "units": described, "ledger": books, "curve": check}
 
@@ -224,6 +228,7 @@ class Relevance:
             leaves = {name: archive.tensors(data[name]) for name in ("inputs", "latents")}
             books = data["ledger"] and Ledger.from_dict(data["ledger"])
             check = data["curve"] and Curve.from_dict(data["curve"])
+            tensors["positions"] = None if data.get("positions") is None else archive.tensor(data, "positions")
             return Relevance(**plain, **tensors, **leaves, units=_units(data["units"]), ledger=books, curve=check)
         except (KeyError, TypeError, AttributeError) as cause:
             raise ValueError(f"this result of relprop is damaged: {type(cause).__name__}: {cause}") from cause

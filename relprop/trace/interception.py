@@ -69,10 +69,10 @@ class Tapped:
 @dataclass(frozen=True)
 class Way:
     """A place on the straight way from inputs that say nothing to those that are explained: `at` of it, 1 being the
-    end. `ids`: by the name of the explained token ids, those that say nothing, in the same shape.
+    end. `starts`: by the name of the explained token ids, from ids to those that say nothing in their place.
     """
 
-    ids: Mapping[str, Tensor]
+    starts: Mapping[str, Callable[[Tensor], Tensor]]
     at: float = 1.0
 
 
@@ -289,8 +289,8 @@ class Interception(TorchFunctionMode):
             setattr(output, _ORIGIN, self._parameter(weight))
             return output
         leaf, known = output.detach(), name if name not in self.leaves else f"{name}#{len(self.leaves)}"
-        if self.way is not None and name in self.way.ids:
-            start = func(self.way.ids[name].view_as(input), weight, *args, **kwargs).detach()
+        if self.way is not None and name in self.way.starts:
+            start = func(self.way.starts[name](input), weight, *args, **kwargs).detach()
             self.steps[known] = leaf - start
             leaf = start + self.way.at * self.steps[known]
         self.leaves[known] = leaf.requires_grad_()
