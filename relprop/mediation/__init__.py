@@ -30,6 +30,7 @@ from .outcome import KL, Difference, LogOdds, Outcome, Question, Ratio, Value
 from .outcome import outcome as outcome_of
 from .statistic import RESAMPLES, summary
 
+PIECE = 8  # pairs that are run together; the copies of them fill a batch
 Place = str | Site | Address
 At = Place | Sequence[Place] | Mapping[str, Place | Sequence[Place]]
 
@@ -37,7 +38,8 @@ At = Place | Sequence[Place] | Mapping[str, Place | Sequence[Place]]
 def effects(subject: str | Subject | nn.Module | tuple, base: object, counterfactual: object, outcome: object = None, *,
             at: At = "L*.attn.H*", kind: str | Sequence[str] = ("total", "indirect"), scale: str = "difference",
             fixed: Intervention | None = None, spans: Spans | None = None, prompt_only: bool = False,
-            batch_size: int = 64, resamples: int = RESAMPLES, seed: int = 0, show_progress: bool = False) -> Effects:
+            batch_size: int | None = None, resamples: int = RESAMPLES, seed: int = 0, show_progress: bool = False
+            ) -> Effects:
     """Effects of changing the base into the counterfactual, in total and through each mediator: exact, by running the
     model with the mediator changed.
 
@@ -54,7 +56,7 @@ def effects(subject: str | Subject | nn.Module | tuple, base: object, counterfac
         spans: positions by name, for mediators such as "L*.mlp@profession"; see `relprop.address`.
         prompt_only: of outcomes that continue the prompt, mediators change at the prompt's positions alone (of
             patterns: rows and columns), as Vig et al. do with causal models.
-        batch_size: rows run at once; halved by itself where memory runs out.
+        batch_size: rows run at once; None: by the length of the input. It is halved where memory runs out.
         resamples, seed: of the intervals and p-values.
     Returns: outcomes and effects of each mediator on each pair, and their summaries.
     Raises: ValueError for inputs, mediators or outcomes that cannot be; Undefined for an outcome that never changes,
@@ -70,8 +72,7 @@ def effects(subject: str | Subject | nn.Module | tuple, base: object, counterfac
         mediators = mediators_of(subject, base, at)
         pairs = asked.pairs(subject, base, counterfactual)
         there = {} if fixed is None else reference(subject.model, fixed, _taps(mediators))
-        size = max(1, batch_size // 4)  # so that copies of a piece fill a batch
-        pieces = torch.arange(base.rows).split(size)
+        pieces = torch.arange(base.rows).split(PIECE if batch_size is None else max(1, batch_size // 4))
         with _Progress(len(mediators) * len(pieces) * _sweeps(kinds, pairs), show_progress) as report:
             found = [_piece(subject, asked, [tuple(one.take(rows) for one in pair) for pair in pairs], mediators,
                             kinds, fixed, there, batch_size, prompt_only, _placed(subject, spans, rows), report)
@@ -102,7 +103,8 @@ def _several(sites: object) -> list[Any]:
     return [sites] if isinstance(sites, (str, Site, Address)) else list(sites)
 
 
-def _checked(kind: str | Sequence[str], scale: str, fixed: Intervention | None, batch_size: int) -> tuple[str, ...]:
+def _checked(kind: str | Sequence[str], scale: str, fixed: Intervention | None, batch_size: int | None
+             ) -> tuple[str, ...]:
     kinds = (kind,) if isinstance(kind, str) else tuple(kind)
     unknown = [one for one in kinds if one not in KINDS]
     if unknown or not kinds:
@@ -111,7 +113,7 @@ def _checked(kind: str | Sequence[str], scale: str, fixed: Intervention | None, 
         raise ValueError(f"effects are on the scale {' or '.join(SCALES)}, not {scale!r}")
     if ("controlled" in kinds) != (fixed is not None):
         raise ValueError('controlled effects and fixed= go together; give kind=["controlled"], fixed=Zero()')
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; give at least 1")
     return kinds
 
@@ -137,7 +139,7 @@ def _by_row(span: Any) -> bool:
 
 def _piece(subject: Subject, outcome: Outcome, pairs: list[tuple[Question, Question]],
            mediators: Mapping[str, list[Spot]], kinds: Sequence[str], fixed: Intervention | None,
-           there: dict[Tap, Tensor], batch_size: int, prompt_only: bool, places: Places,
+           there: dict[Tap, Tensor], batch_size: int | None, prompt_only: bool, places: Places,
            report: Callable[[int], None]) -> dict[str, Tensor]:
     """Outcomes of some of the pairs, by name."""
     many = list(mediators.values())
@@ -157,9 +159,10 @@ def _piece(subject: Subject, outcome: Outcome, pairs: list[tuple[Question, Quest
 def _result(subject: Subject, outcome: Outcome, mediators: tuple[str, ...], found: dict[str, Tensor], scale: str,
             resamples: int, seed: int, about: dict) -> Effects:
     base = found["base"]
-    if all(bool((value == base).all()) for value in found.values()):
+    rounding = 4 * torch.finfo(subject.dtype).eps * max(float(value.abs().max()) for value in found.values())
+    if all(bool(((value - base).abs() <= rounding).all()) for value in found.values()):
         raise Undefined(f"the outcome is {float(base[0]):g} whatever is changed, so that no effect is defined")
-    zero = (base == 0).nonzero().flatten().tolist()
+    zero = (base.abs() <= rounding).nonzero().flatten().tolist()
     if scale == "ratio" and zero:
         raise Undefined(f"the outcome of base {zero[0]} is zero, so that a ratio to it is undefined; take "
                         'scale="difference"')

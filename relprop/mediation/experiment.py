@@ -26,13 +26,13 @@ class Experiment:
     """A base and a counterfactual for each row, run and ready to be run again with mediators changed.
 
     `stages` holds, for each question of the outcome, the base's and the counterfactual's. `batch_size` rows are run at
-    once; with `prompt_only` mediators change at positions of the prompt alone.
+    once, None: as many as there is room for; with `prompt_only` mediators change at positions of the prompt alone.
     """
 
     subject: Subject
     outcome: Outcome
     stages: list[tuple[Stage, Stage]]
-    batch_size: int = 64
+    batch_size: int | None = None
     prompt_only: bool = False
     places: Places = NOWHERE
 
@@ -77,7 +77,7 @@ class Experiment:
 
 
 def experiment(subject: Subject, outcome: Outcome, pairs: Sequence[tuple[Question, Question]], spots: Sequence[Spot],
-               *, natural: bool = True, both: bool = True, batch_size: int = 64, prompt_only: bool = False,
+               *, natural: bool = True, both: bool = True, batch_size: int | None = None, prompt_only: bool = False,
                places: Places = NOWHERE) -> Experiment:
     """The inputs of these questions made ready for mediators among `spots`.
 

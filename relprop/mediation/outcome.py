@@ -24,18 +24,21 @@ class Question:
     """A run that an outcome needs: the input, the positions `at` which its logits are read, (B, P), and the `answer`
     there, (R, ...), from the logits (R, P, V) of rows (R,) of the input; `at` None: from the whole output.
 
-    `prompt` says which tokens of the input are the prompt's, bool (B, T); the rest was added, or is padding.
+    `prompt` says which tokens of the input are the prompt's, bool (B, T); the rest was added, or is padding. `tokens`,
+    where not None, are the only ones whose logits the answer is given, (V',) ids, V' in the place of V.
     """
 
     batch: Batch
     at: Tensor | None
     answer: Callable[[Any, Tensor], Tensor]
     prompt: Tensor | None
+    tokens: Tensor | None = None
 
     def take(self, rows: Tensor) -> Question:
         """The question of these rows alone."""
         at, prompt = (one if one is None else one[rows] for one in (self.at, self.prompt))
-        return Question(self.batch.take(rows), at, lambda found, index: self.answer(found, rows[index]), prompt)
+        return Question(self.batch.take(rows), at, lambda found, index: self.answer(found, rows[index]), prompt,
+                        self.tokens)
 
 
 class Outcome:
@@ -91,14 +94,23 @@ def _asked(targets: Targets, batch: Batch) -> Question:
     at = torch.tensor([[_absolute(batch, row, token) for token in (found + found[:1] * P)[:P]]
                        for row, found in enumerate(leaves)])
 
+    tokens = None
+    if all(_of_logits(target) for target in targets.targets):
+        tokens = torch.tensor(sorted({token.token for found in leaves for token in found}))
+
     def answer(z: Tensor, rows: Tensor) -> Tensor:
         value = z.new_empty(len(rows))
         for target in dict.fromkeys(targets.targets):
             mine = torch.tensor([targets.targets[row] == target for row in rows.tolist()], device=z.device)
-            value[mine] = _evaluated(target, iter(z[mine].unbind(1)), targets)
+            value[mine] = _evaluated(target, iter(z[mine].unbind(1)), tokens)
         return value
 
-    return Question(batch, at, answer, prompt)
+    return Question(batch, at, answer, prompt, tokens)
+
+
+def _of_logits(target: Target) -> bool:
+    """Whether a target of tokens needs no other logits than theirs, as a probability does."""
+    return isinstance(target, Token) or isinstance(target, Contrast) and _of_logits(target.a) and _of_logits(target.b)
 
 
 def _leaves(target: Target) -> list[Token] | None:
@@ -113,13 +125,14 @@ def _leaves(target: Target) -> list[Token] | None:
     return None
 
 
-def _evaluated(target: Target, z: Any, targets: Targets) -> Tensor:
-    """The value of a target from the logits of its tokens' positions, (R, V) each, taken in order."""
+def _evaluated(target: Target, z: Any, tokens: Tensor | None) -> Tensor:
+    """The value of a target from the logits of its tokens' positions, (R, V) each, or of `tokens`, taken in order."""
     if isinstance(target, Token):
-        return next(z)[:, target.token]
+        place = target.token if tokens is None else int((tokens == target.token).nonzero())
+        return next(z)[:, place]
     if isinstance(target, Contrast):
-        a = _evaluated(target.a, z, targets)
-        return a - _evaluated(target.b, z, targets)
+        a = _evaluated(target.a, z, tokens)
+        return a - _evaluated(target.b, z, tokens)
     chances = next(z)
     chances = chances.sigmoid() if target.function == "sigmoid" else chances.softmax(1)
     return chances[:, target.of.token]
@@ -190,6 +203,7 @@ class Pair(Outcome):
     b: object
     normalised: bool = True
     following: str = "nothing"
+    only_odds = False  # whether the number depends on p(a) / p(b) alone
 
     def pairs(self, subject: Subject, base: Batch, counterfactual: Batch) -> list[tuple[Question, Question]]:
         if self.following not in ("nothing", "tokens", "masks"):
@@ -216,9 +230,12 @@ class Pair(Outcome):
         if not vocabulary.of_tokens and not _of_ids(self.a):
             return [self._of_classes(subject, batch)]
         candidates = [_continuations(one, subject, batch.rows) for one in (self.a, self.b)]
+        single = all(len(ids) == 1 for one in candidates for ids in one)
+        if single and (subject.task != "fill-mask" or batch.read is not None and bool((batch.read >= 0).all())):
+            return [_single(batch, candidates, self.only_odds)]
         if subject.task == "fill-mask":
             return _masked(subject, batch, candidates, self.normalised, self.following)
-        return _causal(subject, batch, candidates, self.normalised)
+        return [_continued(subject, batch, one, side, self.normalised) for side, one in enumerate(candidates)]
 
     def _of_classes(self, subject: Subject, batch: Batch) -> Question:
         sides = [Targets(tuple(map(Probability, found.targets)), found.vocabulary)
@@ -233,6 +250,8 @@ class Pair(Outcome):
 
 class Ratio(Pair):
     """p(a) / p(b)."""
+
+    only_odds = True
 
     def combined(self, a: Tensor, b: Tensor) -> Tensor:
         _refuse_zero(a, b)
@@ -254,6 +273,8 @@ class Difference(Pair):
 
 class LogOdds(Pair):
     """log p(a) - log p(b)."""
+
+    only_odds = True
 
     def combined(self, a: Tensor, b: Tensor) -> Tensor:
         _refuse_zero(a, b)
@@ -298,32 +319,33 @@ def _ids(one: object, subject: Subject) -> list[int]:
     return found
 
 
-def _causal(subject: Subject, batch: Batch, candidates: list[list[list[int]]], normalised: bool) -> list[Question]:
-    """A question for each candidate, or one for both if they are one token each."""
+def _single(batch: Batch, candidates: list[list[list[int]]], only_odds: bool) -> Question:
+    """The question of two candidates of one token each, where the model answers. For the odds alone their logits do:
+    what turns them into log-probabilities is the same for both.
+    """
+    at = torch.tensor([[_absolute(batch, row, Token(0))] for row in range(batch.rows)])
+    ids = torch.tensor(candidates)  # (2, B, 1)
+    if not only_odds:
+        weight = torch.ones(batch.rows, 1, dtype=torch.float64)
+        answer = lambda z, rows: _log_probabilities(z, ids[:, rows], weight[rows], (0, 1))
+        return Question(batch, at, answer, _prompt(batch))
+    tokens, places = ids.unique(return_inverse=True)
+    answer = lambda z, rows: z[:, 0].gather(1, places[:, rows, 0].T.to(z.device))  # (R, 2)
+    return Question(batch, at, answer, _prompt(batch), tokens)
+
+
+def _continued(subject: Subject, batch: Batch, candidate: list[list[int]], side: int, normalised: bool) -> Question:
+    """The question of a candidate behind each prompt; its last token need not be read by the model."""
     prompts = [_tokens(batch, row) for row in range(batch.rows)]
-    if all(len(ids) == 1 for one in candidates for ids in one):
-        return [_read(subject, batch, prompts, [[]] * batch.rows, candidates, normalised, (0, 1), whole=batch)]
-    return [_read(subject, batch, prompts, [ids[:-1] for ids in one], [one, one], normalised, (side,))
-            for side, one in enumerate(candidates)]
-
-
-def _read(subject: Subject, batch: Batch, prompts: list[list[int]], added: list[list[int]],
-          candidates: list[list[list[int]]], normalised: bool, sides: tuple[int, ...], whole: Batch | None = None
-          ) -> Question:
-    """What is read behind each prompt with `added` tokens: the log-probability of the candidates of these sides."""
-    if whole is None:
-        whole = _batch(subject, [prompt + more for prompt, more in zip(prompts, added)])
-    real = _prompt(whole)
-    first = real.int().argmax(1)
-    P = max(len(ids) for ids in candidates[sides[0]])
-    last = torch.tensor([len(prompt) - 1 for prompt in prompts])
-    lengths = torch.tensor([len(ids) for ids in candidates[sides[0]]])
-    step = torch.arange(P).expand(batch.rows, P).minimum(lengths[:, None] - 1)
-    weight = (torch.arange(P) < lengths[:, None]).double() / (lengths[:, None] if normalised else 1)  # (B, P)
-    tokens = torch.tensor([[(ids + ids[-1:] * P)[:P] for ids in candidates[side]] for side in sides])  # (sides, B, P)
-    prompt = real & (torch.arange(real.shape[1]) < (first + last + 1)[:, None])
-    answer = lambda z, rows: _log_probabilities(z, tokens[:, rows], weight[rows], sides)
-    return Question(whole, (first + last)[:, None] + step, answer, prompt)
+    whole = _batch(subject, [prompt + ids[:-1] for prompt, ids in zip(prompts, candidate)])
+    P = max(map(len, candidate))
+    sizes, lengths = torch.tensor([*map(len, prompts)]), torch.tensor([*map(len, candidate)])[:, None]
+    step = torch.arange(P).expand(batch.rows, P)
+    weight = (step < lengths).double() / (lengths if normalised else 1)  # (B, P)
+    tokens = torch.tensor([(ids + ids[-1:] * P)[:P] for ids in candidate])[None]  # (1, B, P)
+    prompt = torch.arange(whole.kwargs["input_ids"].shape[1]) < sizes[:, None]
+    answer = lambda z, rows: _log_probabilities(z, tokens[:, rows], weight[rows], (side,))
+    return Question(whole, sizes[:, None] - 1 + step.minimum(lengths - 1), answer, prompt)
 
 
 def _log_probabilities(z: Tensor, tokens: Tensor, weight: Tensor, sides: tuple[int, ...]) -> Tensor:
@@ -342,14 +364,7 @@ def _log_probabilities(z: Tensor, tokens: Tensor, weight: Tensor, sides: tuple[i
 
 def _masked(subject: Subject, batch: Batch, candidates: list[list[list[int]]], normalised: bool, following: str
             ) -> list[Question]:
-    """A question for each token of each candidate; one for both if each is one token and the prompt has its mask."""
-    single = all(len(ids) == 1 for one in candidates for ids in one)
-    if single and batch.read is not None and bool((batch.read >= 0).all()):
-        prompt = _prompt(batch)
-        tokens = torch.tensor([[ids for ids in one] for one in candidates])
-        weight = torch.ones(batch.rows, 1)
-        answer = lambda z, rows: _log_probabilities(z, tokens[:, rows], weight[rows], (0, 1))
-        return [Question(batch, batch.read.cpu()[:, None], answer, prompt)]
+    """A question for each token of each candidate."""
     mask = subject.mask_token_id
     if mask is None:
         raise ValueError(f"{subject.name} came without a tokenizer that has a mask token, which continuations need")

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -128,19 +129,20 @@ class Recording:
 
 
 def record(model: nn.Module, run: Callable[[list[int]], Any], rows: int, taps: Iterable[Tap]) -> Recording:
-    """Two forward passes: of all rows, and of one more, which tells where rows are in every tensor.
+    """Two forward passes: of all rows, and of one alone (of one: twice), which tells where rows are in every tensor.
 
     Args: run: the model's output for these of the rows.
     """
     taps = list(dict.fromkeys(taps))
     output, seen = _watched(model, lambda: run(list(range(rows))), taps)
-    _, more = _watched(model, lambda: run([*range(rows), 0]), taps, light=True)
-    layouts = {tap: None if tap.side == PATTERN else learn(seen.values[tap].shape, rows, more.values[tap].shape,
-                                                           rows + 1) for tap in taps}
-    once = _called_once(seen.calls) & _called_once(more.calls)
-    shapes = {call.path: call for call in more.calls}
+    others = 1 if rows > 1 else 2
+    _, less = _watched(model, lambda: run([0] * others), taps, light=True)
+    layouts = {tap: None if tap.side == PATTERN else learn(seen.values[tap].shape, rows, less.values[tap].shape,
+                                                           others) for tap in taps}
+    once = _called_once(seen.calls) & _called_once(less.calls)
+    shapes = {call.path: call for call in less.calls}
     kept = [found for call in seen.calls if call.path in once
-            for found in [_kept(call, rows, shapes[call.path])] if found is not None]
+            for found in [_kept(call, rows, shapes[call.path], others)] if found is not None]
     whole = Recording(output, seen.values, layouts, seen.when, kept, _tail(seen, once, rows))
     needed = {id(found) for time in whole.when.values() for found in whole.before(time)}
     kept[:] = [found for found in kept if id(found) in needed]  # the rest would only fill the memory
@@ -184,12 +186,12 @@ def _versions(output: Any) -> tuple[int, ...]:
     return tuple(leaf._version for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor))
 
 
-def _kept(call: Done, rows: int, more: Done) -> Kept | None:
+def _kept(call: Done, rows: int, less: Done, others: int) -> Kept | None:
     """The output of a call, None if it cannot be given again: not tensors alone, written into by the model later, or
     with rows that cannot be told apart.
     """
     leaves, rebuild = tree_flatten(call.output)
-    shapes = tree_flatten(more.output)[0]
+    shapes = tree_flatten(less.output)[0]
     if len(shapes) != len(leaves) or not call.versions or call.versions != _versions(call.output):
         return None
     layouts: list[Layout | None] = []
@@ -200,7 +202,7 @@ def _kept(call: Done, rows: int, more: Done) -> Kept | None:
             layouts.append(None)
             continue
         try:
-            layouts.append(learn(leaf.shape, rows, other.shape, rows + 1))
+            layouts.append(learn(leaf.shape, rows, other.shape, others))
         except ValueError:
             return None
     return Kept(call, leaves, layouts, rebuild)
@@ -241,21 +243,27 @@ class Narrow(Replay):
     """In the place of a module that works on each position for itself: it is given the positions alone that are read.
 
     Args: at: the positions, (R, P) for R rows. compact: return them alone, (R, P, C); else where they were, with zeros
-        at the others.
+        at the others. entries: of a linear map, the entries of its output that are read, in the place of all.
     """
 
-    def __init__(self, original: nn.Module, at: Tensor, *, compact: bool) -> None:
+    def __init__(self, original: nn.Module, at: Tensor, *, compact: bool, entries: Tensor | None = None) -> None:
         nn.Module.__init__(self)
-        self.original, self._at, self._compact = original, at, compact
+        self.original, self._at, self._compact, self._entries = original, at, compact, entries
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         row = torch.arange(len(x), device=x.device)[:, None]
-        y = self.original(x[row, self._at], *args, **kwargs)
+        y = self._some(x[row, self._at]) if self._entries is not None else self.original(x[row, self._at], *args,
+                                                                                         **kwargs)
         if self._compact:
             return y
         whole = y.new_zeros(*x.shape[:2], y.shape[-1])
         whole[row, self._at] = y
         return whole
+
+    def _some(self, x: Tensor) -> Tensor:
+        weight, bias = self.original.weight, self.original.bias
+        entries = self._entries.to(weight.device)
+        return F.linear(x, weight[entries], None if bias is None else bias[entries])
 
 
 @contextmanager

@@ -31,6 +31,10 @@ Feed = Callable[[list[int]], Any]
 """The model's output for these rows of an input; a row may come more than once."""
 
 
+CACHED, FITTING = 512, 1 << 15
+"""Positions that are run at once, on a processor and on a GPU."""
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
     """An input with the question that is asked of it, ready for `answers`.
@@ -55,9 +59,13 @@ class Stage:
         """The values at a tap in the unchanged run, (R, P, C)."""
         return canonical(tap, self.recording.layouts[tap], self.recording.values[tap])
 
-    def width(self, tap: Tap) -> int:
-        """Entries of the vectors at a tap."""
-        return self.recording.values[tap].shape[-1]
+    @property
+    def room(self) -> int:
+        """Rows to run at once where nothing else is said: more would leave the processor's cache, or the GPU."""
+        tap = next(iter(self.recording.values))
+        positions = self.there(tap).shape[1]
+        device = self.recording.values[tap].device
+        return max(1, (CACHED if device.type == "cpu" else FITTING) // positions)
 
     def answers(self, copies: int, groups: Mapping[Tap, list[Group]]) -> Tensor:
         """What the model answers in `copies` of the input that are changed by these groups, (copies, B, ...)."""
@@ -66,13 +74,16 @@ class Stage:
         modules: dict[str, Callable[[nn.Module], nn.Module]] = {
             kept.call.path: partial(Replay, output=partial(kept.output, copies))
             for kept in self.recording.before(min(when, default=0))}
-        at = self._at(copies)
+        rows, at = list(range(self.rows)) * copies, self._at(copies)
         tail = [call.path for call in self.recording.tail if call.start > max(when, default=0)] if self.narrow else []
-        for path in tail:
-            modules[path] = partial(Narrow, at=at, compact=path == self.recording.tail[-1].path)
+        modules |= {path: partial(Narrow, at=at, compact=False) for path in tail}
+        picked = bool(tail) and self.question.tokens is not None and _linear(self.model.get_submodule(tail[-1]))
+        if tail:
+            entries = self.question.tokens if picked else None
+            modules[tail[-1]] = partial(Narrow, at=at, compact=True, entries=entries)
         with replaced(self.model, modules), edited(self.model, changes):
-            output = self.feed(list(range(self.rows)) * copies)
-        found = read(self.question, output, at, copies=copies, compact=bool(tail))
+            output = self.feed(rows)
+        found = read(self.question, output, at, rows=rows, compact=bool(tail), picked=picked)
         return found.unflatten(0, (copies, self.rows))
 
     def _at(self, copies: int) -> Tensor | None:
@@ -80,19 +91,27 @@ class Stage:
         return None if at is None else (at - self.offset).repeat(copies, 1)
 
 
-def read(question: Question, output: Any, at: Tensor | None, *, copies: int = 1, compact: bool = False) -> Tensor:
-    """The answers in an output of `copies` of the question's rows, (copies B, ...), in at least float32.
+def _linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map and nothing more, so that some of its outputs can be computed alone."""
+    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
 
-    Args: at: positions that are read of each row, (copies B, P); None: the whole output. compact: the output has these
-        positions alone.
+
+def read(question: Question, output: Any, at: Tensor | None, *, rows: list[int] | None = None,
+         compact: bool = False, picked: bool = False) -> Tensor:
+    """The answers in an output, (R, ...), in at least float32.
+
+    Args: at: positions that are read of each row, (R, P); None: the whole output. rows: of the question that the
+        output is of; None: all. compact: the output has these positions alone. picked: and only the question's tokens.
     """
-    rows = torch.arange(question.batch.rows).repeat(copies)
+    index = torch.arange(question.batch.rows) if rows is None else torch.tensor(rows)
     if at is None:
-        return question.answer(output, rows)
+        return question.answer(output, index)
     z = logits(output)
     if not compact:
         z = z[torch.arange(len(z), device=z.device)[:, None], at.to(z.device)]  # (R, P, V)
-    return question.answer(z, rows)
+    if question.tokens is not None and not picked:
+        z = z[..., question.tokens.to(z.device)]
+    return question.answer(z, index)
 
 
 def stage(model: nn.Module, question: Question, taps: Iterable[Tap], *, since: int = 0) -> Stage:
@@ -135,12 +154,15 @@ def _tried(made: Stage) -> bool:
 
 
 def _same(question: Question, whole: Feed, cached: Feed, since: int) -> bool:
-    rows = list(range(question.batch.rows))
+    """Whether the answer with a cache is the plain one, for two rows: the shortest text and the longest."""
+    counts = question.batch.rows * [0] if question.prompt is None else question.prompt.sum(1).tolist()
+    rows = sorted({counts.index(min(counts)), counts.index(max(counts))})
+    at = question.at[rows]
     try:
-        found = read(question, cached(rows), question.at - since)
+        found = read(question, cached(rows), at - since, rows=rows)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
         return False
-    return _close(found, read(question, whole(rows), question.at))
+    return _close(found, read(question, whole(rows), at, rows=rows))
 
 
 def _close(found: Tensor, plain: Tensor) -> bool:
@@ -180,7 +202,8 @@ def _continued(model: nn.Module, batch: Batch, since: int) -> Feed | None:
     before = {key: value[:, :since] if positioned(value) else value for key, value in batch.kwargs.items()}
     after = {key: value[:, since:] if positioned(value) and key != "attention_mask" else value
              for key, value in batch.kwargs.items()}
-    past = getattr(model(**before, use_cache=True), name, None)
+    short = {"logits_to_keep": 1} if "logits_to_keep" in family.arguments(model) else {}  # nobody reads them
+    past = getattr(model(**before, use_cache=True, **short), name, None)
     if not hasattr(past, "batch_select_indices") or not hasattr(past, "layers"):
         return None
 

@@ -68,7 +68,13 @@ def sign_flip(effects: Tensor, *, resamples: int = RESAMPLES, seed: int = 0) -> 
 
 
 def benjamini_hochberg(p: Tensor) -> Tensor:
-    """P-values corrected so that of those below a level, at most that share is expected to be false, (M,)."""
-    from scipy import stats
+    """P-values corrected so that of those below a level, at most that share is expected to be false, (M,).
 
-    return torch.from_numpy(stats.false_discovery_control(p.numpy()))
+    q_(i) = min_{j >= i} p_(j) M / j with p_(1) <= ... <= p_(M); as of scipy, whose import takes longer than this.
+
+    >>> benjamini_hochberg(torch.tensor([0.01, 0.04, 0.02]))
+    tensor([0.0300, 0.0400, 0.0300])
+    """
+    ranked, order = p.sort()
+    q = ranked * len(p) / torch.arange(1, len(p) + 1)
+    return torch.empty_like(p).index_copy_(0, order, q.flip(0).cummin(0).values.flip(0))

@@ -17,16 +17,17 @@ Mediator = Sequence[Spot]
 
 
 def sweep(stage: Stage, mediators: Sequence[Mediator], one: Intervention, there: Mapping[Tap, Tensor], *,
-          batch_size: int, places: Places, prompt_only: bool = False,
+          batch_size: int | None, places: Places, prompt_only: bool = False,
           report: Callable[[int], None] | None = None) -> Tensor:
     """What the model answers when each mediator alone is changed, (M, B, ...), on the CPU.
 
-    Args: one: what is put at a mediator, made of the values `there`, (R, P, C) by tap. batch_size: rows run at once.
-        It is halved where memory runs out. prompt_only: change positions of the prompt alone, of patterns rows and
-        columns. report: called with the number of mediators done.
+    Args: one: what is put at a mediator, made of the values `there`, (R, P, C) by tap. batch_size: rows run at once,
+        None: as the stage has room. It is halved where memory runs out. prompt_only: change positions of the prompt
+        alone, of patterns rows and columns. report: called with the number of mediators done.
     """
     found: dict[int, Tensor] = {}
-    waiting = list(_chunks(stage, mediators, max(1, batch_size // stage.rows)))[::-1]
+    size = max(1, (stage.room if batch_size is None else batch_size) // stage.rows)
+    waiting = list(_chunks(stage, mediators, size))[::-1]
     while waiting:
         chunk = waiting.pop()
         groups = _groups(stage, [mediators[index] for index in chunk], one, there, places, prompt_only)
