@@ -26,6 +26,8 @@ from .check import ablation
 from .composite import Composite
 from .errors import RelpropError
 from .load import load
+from .positions import ADDED, NONE, added, shown
+from .positions import check as check_positions
 from .relevance import Propagation, propagate
 from .result import Curve, Ledger, Relevance, read
 from .still import settled
@@ -95,15 +97,23 @@ class Explanation(Relevance):
                              "give explain(..., at=[...]) what is to be saved")
         return found[address] if address in found else found
 
-    def show(self, row: int | None = None) -> Figure:
-        """The map, its ledger and its check as a matplotlib figure."""
+    def show(self, row: int | None = None, *, positions: bool = False) -> Figure:
+        """The map, its ledger and its check as a matplotlib figure; `positions`: beside their map, on one scale.
+
+        Raises: ValueError if positions are asked for and there are none.
+        """
+        if positions:
+            return view.grid(self._beside_positions(), row)
         return view.figure(self, row, check=self._checked())
 
-    def save(self, path: str | PathLike, *, row: int | None = None) -> Path:
-        """Writes the result as its suffix says: png, svg, pdf, html, json or safetensors.
+    def save(self, path: str | PathLike, *, row: int | None = None, positions: bool = False) -> Path:
+        """Writes the result as its suffix says: png, svg, pdf, html, json or safetensors. `positions` as of `show`;
+        files of numbers hold them in any case.
 
-        Raises: ValueError for another suffix; FileNotFoundError if the folder does not exist.
+        Raises: ValueError for another suffix, or as of `show`; FileNotFoundError if the folder does not exist.
         """
+        if positions and Path(path).suffix.lower() not in (".json", ".safetensors"):
+            return view.save(self._beside_positions(), path, row=row)
         return view.save(self, path, row=row, check=self._checked())
 
     def to_dict(self, *, full: bool = True) -> dict:
@@ -112,6 +122,13 @@ class Explanation(Relevance):
 
     def _repr_html_(self) -> str:
         return view.fragment(self, check=self._checked())
+
+    def _beside_positions(self) -> list[Relevance]:
+        if self.positions is None:
+            raise ValueError(f"this result has no map of positions: {self.provenance.get('positions', NONE)}")
+        named = [f"{name}, positions" for name in self.target]
+        return [replace(self, curve=self._checked()),
+                replace(self, map=self.positions, target=named, curve=None)]
 
     def _checked(self) -> Curve | None:
         return self.curve if self._live is None or self._live.curve is None else self._live.curve
@@ -175,9 +192,9 @@ positions of the model. `explain(at=)` and `Explanation.at` ask for them, and pi
 
 def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: object = None, *,
             method: str | Composite | None = None, spread_bias: bool = False, ledger: bool = True, layers: bool = False,
-            at: str | Sequence[str] = (), spans: Spans | None = None, unruled: str = "error",
-            options: dict[str, Any] | None = None, batch_size: int | None = None, show_progress: bool = False,
-            ) -> Explanation:
+            at: str | Sequence[str] = (), spans: Spans | None = None, positions: str | None = None,
+            unruled: str = "error", options: dict[str, Any] | None = None, batch_size: int | None = None,
+            show_progress: bool = False) -> Explanation:
     """A map of what made the model say what it said, with the books that show where every unit went.
 
     Args:
@@ -191,6 +208,9 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
         ledger: keep the books; they cost about a tenth. layers: and the relevance that crosses each layer's output.
         at: addresses whose relevance is kept with the result, "L3.attn.H*"; one, or a list of them. spans: positions by
             the names in them; see `Explanation.at`.
+        positions: "apart" for relevance of positions also where these rotate queries and keys or bias the scores, as a
+            map of its own in `positions`; "added" for one map of both; None: what position embeddings took anyway. See
+            `relprop.positions`.
         unruled: "error", or "gradient" to let an op without a rule pass with its plain gradient, booked by name.
         options: of a method that is no composite, by name, such as {"n_steps": 64} or {"head_fusion": "max"}.
         batch_size: rows explained at once; None: all.
@@ -200,12 +220,13 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
     """
     wanted = [Address.parse(one) for one in ((at,) if isinstance(at, str) else at)]  # a slip is found before any run
     _check_size(batch_size)
+    check_positions(positions)
     if method is None:
         subject = _subject(subject)
         inputs = subject.prepare(inputs)
         method = composite.default(_modality(subject, inputs))
     run = _method(method, spread_bias=spread_bias, ledger=ledger, layers=layers, at=latents.wholes(wanted),
-                  unruled=unruled, options=options or {}, show_progress=show_progress)
+                  positions=positions, unruled=unruled, options=options or {}, show_progress=show_progress)
     subject = _subject(subject)
     batch = subject.prepare(inputs)
     targets = subject.targets(target, batch.rows)
@@ -220,7 +241,7 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
         which = torch.arange(start, min(start + size, batch.rows))
         part = batch if size >= batch.rows else batch.take(which)
         parts.append(_checked(run, subject, part, targets.take(which.tolist())))
-    again = partial(_method, method, ledger=False, unruled=unruled, options=options or {})
+    again = partial(_method, method, ledger=False, positions=positions, unruled=unruled, options=options or {})
     joined = _joined(parts, _Live(subject, batch, targets, again))
     return replace(joined, latents=latents.picked(joined.latents, wanted, batch, spans)) if wanted else joined
 
@@ -325,7 +346,8 @@ def _method(method: str | Composite, *, options: dict[str, Any] | None = None, s
                              "with Composite.but")
         return partial(_by_composite, composite.get(method), **of_composite)
     able = latents.answers(METHODS[method])
-    asked = [name for name in ("spread_bias", "layers", "at") if of_composite.get(name) and not (able and name == "at")]
+    names = ("spread_bias", "layers", "positions") + (() if able else ("at",))
+    asked = [name for name in names if of_composite.get(name)]
     if asked:
         others = _answering() if asked == ["at"] else _COMPOSITES
         raise ValueError(f"{method} has no {', '.join(asked)}: it does not pass through the layers; "
@@ -354,8 +376,8 @@ _COMPOSITES = tuple(name for name in composite.NAMES if name != "gradient")  # t
 
 
 def _by_composite(rules: Composite, subject: Subject, batch: Batch, targets: Targets, *, spread_bias: bool = False,
-                  ledger: bool = True, layers: bool = False, at: tuple[str, ...] = (), unruled: str = "error",
-                  ) -> Explanation:
+                  ledger: bool = True, layers: bool = False, at: tuple[str, ...] = (),
+                  positions: str | None = None, unruled: str = "error") -> Explanation:
     """A map by relevance propagation."""
     value = Asked(targets, batch)
     inside = latents.places(subject, batch, at) if at or layers else None
@@ -365,19 +387,25 @@ def _by_composite(rules: Composite, subject: Subject, batch: Batch, targets: Tar
     rules = replace(rules, points=(1.0,)) if starts is None else rules
     run = propagate if starts is None else partial(way.propagate_along, starts=starts)
     found = run(subject.model, batch.args, batch.kwargs, value, boxed, ledger=ledger, layers=paths,
-                taps=None if inside is None else inside.named, unruled=unruled, spread_bias=spread_bias)
+                taps=None if inside is None else inside.named, unruled=unruled, spread_bias=spread_bias,
+                positions=positions is not None)
     books, runs = found.ledger, 1 if starts is None else len(rules.points)
     before = int(starts is not None and 1.0 not in rules.points) + (inside is not None)
     if books is not None and books.layers:
         crossed = {f"L{i}": books.layers[path] for i, path in enumerate(paths) if path in books.layers}
         books = replace(books, layers=crossed)
+    relevance = _map(found, batch)
+    of_positions, books, why = shown(found, batch, books)
+    if positions == ADDED and of_positions is not None:
+        relevance, books = added(relevance, of_positions, books)
+    about = {} if positions is None else {"positions": why or positions}
     return Explanation(
-        map=_map(found, batch), value=found.value.float().cpu(), target=value.names, method=rules.name,
+        map=relevance, value=found.value.float().cpu(), target=value.names, method=rules.name,
         conservation=rules.conservation, units=batch.units, ledger=books if ledger else None,
         forwards=runs + before, backwards=runs,
         inputs={name: r.float().cpu() for name, r in found.relevance.items()},
-        latents={} if inside is None else inside.read(found, rules.name),
-        provenance=_provenance(subject, rules, spread_bias))
+        latents={} if inside is None else inside.read(found, rules.name), positions=of_positions,
+        provenance=_provenance(subject, rules, spread_bias) | about)
 
 
 def _provenance(subject: Subject, rules: Composite, spread_bias: bool) -> dict[str, Any]:
@@ -409,8 +437,15 @@ def _joined(parts: list[Relevance], live: _Live) -> Explanation:
     return replace(first, map=torch.cat([part.map for part in parts]), value=torch.cat([part.value for part in parts]),
                    target=[name for part in parts for name in part.target], units=live.batch.units, ledger=books,
                    inputs=_cat([part.inputs for part in parts]), latents=_cat([part.latents for part in parts]),
-                   forwards=sum(part.forwards for part in parts), backwards=sum(part.backwards for part in parts),
-                   _live=live)
+                   positions=_positions(parts), forwards=sum(part.forwards for part in parts),
+                   backwards=sum(part.backwards for part in parts), _live=live)
+
+
+def _positions(parts: list[Relevance]) -> Tensor | None:
+    """The map of positions; a part without any, beside others that have, is zero."""
+    if all(part.positions is None for part in parts):
+        return None
+    return torch.cat([torch.zeros_like(part.map) if part.positions is None else part.positions for part in parts])
 
 
 def _cat(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

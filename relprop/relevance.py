@@ -49,12 +49,14 @@ class Propagation:
     flow: Tensor | None = None
     """Magnitude of all relevance at both ends, positive and negative, (B,): what rounding is relative to."""
     inside: dict[str, Tapped] = field(default_factory=dict)
+    positions: dict[int, Tensor] = field(default_factory=dict)
+    """What position embeddings took at each position, (B, T) by its number of positions T; needs the ledger."""
 
 
 def propagate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Value,
               composite: str | Composite = "attnlrp", *, ledger: bool = True, taps: dict[str, Tap] | None = None,
               layers: tuple[str, ...] = (), unruled: str = "error", spread_bias: bool = False,
-              way: Way | None = None) -> Propagation:
+              way: Way | None = None, positions: bool = False) -> Propagation:
     """Relevance of the inputs of `model(*args, **kwargs)` for `value(output)`, by one forward and one backward pass.
 
     Floating tensors among the inputs are explained entry by entry, token ids through their embedding; masks are not
@@ -65,15 +67,17 @@ def propagate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], v
         the ledger reports the relevance that crosses. unruled: "error", or "gradient" to let an op without a rule
         pass with its plain gradient. spread_bias: redistribute what constants took over the inputs. way: explains the
         model there instead, and the relevance is that of the whole way: its step x relevance per unit; what the input
-        there holds besides is booked under "reference".
+        there holds besides is booked under "reference". positions: that queries and keys are rotated by position has
+        half of their relevance, and biases of relative positions in a fused attention are booked apart (see
+        `relprop.positions`); keeps the books.
     Raises: IndependentOutput if the value does not depend on the inputs; LedgerError if the books do not balance;
         UnruledOp for an op that is not in the table; ValueError for NaN or inf in the output or its relevance, and for
         weights that no gradient can pass.
     """
     if unruled not in ("error", "gradient"):
         raise ValueError(f"unruled must be 'error' or 'gradient', got {unruled!r}")
-    run = _Run(model, args, kwargs, value, get(composite), ledger or spread_bias, dict(taps or {}), layers, unruled,
-               way)
+    run = _Run(model, args, kwargs, value, get(composite), ledger or spread_bias or positions, dict(taps or {}),
+               layers, unruled, way, positions)
     found = run.whole()
     if found is None or _split_wrongly(found, run.precision):  # one row at a time is exact
         found = _stacked([run.of_row(row).whole() for row in range(run.rows)])
@@ -198,6 +202,7 @@ class _Run:
     layers: tuple[str, ...]
     unruled: str
     way: Way | None = None
+    positions: bool = False
     reentrant: bool = False
     """Whether the model has checkpoints of the kind that `torch.autograd.grad` does not pass."""
     precision: torch.dtype = field(init=False)
@@ -274,7 +279,7 @@ class _Run:
             leaves, args, kwargs = self._leaves()
             mode = stack.enter_context(intercepted(
                 self.model, self.composite, token_ids=self._token_ids(), unruled=self.unruled, precision=self.dtype,
-                rows=rows, way=self.way, **options))
+                rows=rows, way=self.way, positions=self.positions, **options))
             output = self.model(*args, **kwargs)
             yield mode, {**leaves, **mode.leaves}, output
 
@@ -403,7 +408,8 @@ class _Run:
                         for path in self.layers if f"layer {path}" in tapped}
             absorbed = {name: t for name, t in sorted(journal.absorbed.items()) if bool((t != 0).any())}
             ledger = Ledger(value.detach().to("cpu", torch.float64), total, absorbed, crossing or None)
-        return Propagation(output, value.detach(), relevance, tapped, ledger, flow, dict(mode.tapped))
+        return Propagation(output, value.detach(), relevance, tapped, ledger, flow, dict(mode.tapped),
+                           {} if journal is None else journal.places)
 
     @staticmethod
     def _total(journal: Journal, relevance: Tensor) -> Tensor:
@@ -496,7 +502,8 @@ def _stacked(rows: list[Propagation]) -> Propagation:
                        {name: torch.cat([r.tapped[name] for r in rows]) for name in rows[0].tapped},
                        None if ledgers[0] is None else _stacked_ledgers(ledgers),
                        None if ledgers[0] is None else torch.cat([r.flow for r in rows]),
-                       {name: _stacked_tapped([r.inside[name] for r in rows]) for name in rows[0].inside})
+                       {name: _stacked_tapped([r.inside[name] for r in rows]) for name in rows[0].inside},
+                       {count: torch.cat([r.positions[count] for r in rows]) for count in rows[0].positions})
 
 
 def _stacked_tapped(rows: list[Tapped]) -> Tapped:
@@ -529,4 +536,4 @@ def spread(found: Propagation) -> Propagation:
     relevance = {name: given(r) for name, r in found.relevance.items()}
     total = sum(r.flatten(1).sum(1).to("cpu", torch.float64) for r in relevance.values())
     kept = {TARGET: found.ledger.absorbed[TARGET] * 0} if TARGET in found.ledger.absorbed else {}
-    return replace(found, relevance=relevance, ledger=replace(found.ledger, input=total, absorbed=kept))
+    return replace(found, relevance=relevance, ledger=replace(found.ledger, input=total, absorbed=kept), positions={})

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from ..composite import Composite
 from ..errors import UnruledOp
 from ..ops import Call, Journal, Op, activation, add, linear, lookup, matmul, move, mul, norm, softmax
-from ..ops.call import dependent, plain
-from ..ops.journal import ACTIVATION, CONSTANT, Rows, preserve
+from ..ops.call import dependent, plain, scaled
+from ..ops.journal import ACTIVATION, CONSTANT, POSITIONS, Rows, preserve
 from .activation import activation_offset
 from .opening import first, opened
 
@@ -34,7 +34,7 @@ _DEFAULTS: dict[str, Any] = {
 _ABSORBERS = (
     ("class token", r"cls_token|class_token|class_embedding"), ("distillation token", r"dist_token|distillation"),
     ("register tokens", r"reg_token|register|storage_token"), ("mask token", r"mask_token"),
-    ("position embeddings", r"pos_|position|\bpos\b|wpe|rel_|relative|rope|alibi"),
+    (POSITIONS, r"pos_|position|\bpos\b|\bpe\b|wpe|rel_|relative|rope|alibi|sinusoid"),
     ("token type embeddings", r"token_type|segment"), ("biases", r"bias$"))
 """How the ledger names a constant, by the name of the parameter that it came from; the first pattern found wins."""
 
@@ -42,6 +42,7 @@ ROUNDING = "rounding"
 PATTERN = "pattern"
 """Side of a tap that means the pattern of an attention, beside "input" and "output"."""
 _ORIGIN, _INPUT, _SOFTMAX = "_relprop_origin", "_relprop_input", "_relprop_softmax"
+_SCORES, _TURNED = "_relprop_scores", "_relprop_turned"
 _CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16"})
 
 
@@ -80,16 +81,16 @@ class Interception(TorchFunctionMode):
     """Runs the calls of `model` under the rules of `composite`.
 
     Use `intercepted`, which also places the hooks. Inside, `leaves` collects the word embeddings that became inputs,
-    and `steps`, on a `way`, the whole of it for each of them.
+    and `steps`, on a `way`, the whole of it for each of them. `positions`: rotations by position have relevance.
     """
 
     def __init__(self, model: nn.Module, composite: Composite, *, journal: Journal | None = None,
                  token_ids: dict[str, Tensor] | None = None, taps: dict[str, Tap] | None = None,
                  unruled: str = "error", precision: torch.dtype = torch.float32, rows: Rows | None = None,
-                 way: Way | None = None) -> None:
+                 way: Way | None = None, positions: bool = False) -> None:
         super().__init__()
         self.model, self.composite, self.journal, self.unruled = model, composite, journal, unruled
-        self.rows, self.way = rows, way
+        self.rows, self.way, self.positions = rows, way, positions
         self.precision = self.least = precision
         self.leaves: dict[str, Tensor] = {}
         self.steps: dict[str, Tensor] = {}
@@ -144,7 +145,7 @@ class Interception(TorchFunctionMode):
             setattr(output, mul.GATE, True)
         elif op.kind == "move":
             _mark(args, output)
-        return output
+        return self._at_positions(op.kind, args, output) if self.journal is not None else output
 
     def _move(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
         """Data movement: the plain call, unless it brings constants in or changes the precision."""
@@ -169,8 +170,9 @@ class Interception(TorchFunctionMode):
             if key not in self._rules:
                 self._rules[key] = self._rule(kind, path, type(module))
             rule = self._rules[key]
+        scores = getattr(func, "__name__", "") == "baddbmm" or any(getattr(a, _SCORES, False) for a in args[:2])
         return Call(func, kind, path, rule, self.journal, self._origin, self._retrace, self.rows,
-                    open=kind == "attention" and path in self._opened)
+                    open=kind == "attention" and path in self._opened, positions=self.positions, scores=scores)
 
     def _rule(self, kind: str, path: str, module_type: type) -> Any:
         rule = self.composite.rule(kind, path, module_type)
@@ -251,6 +253,29 @@ class Interception(TorchFunctionMode):
         self.least = max([self.least, *lost], key=lambda dtype: torch.finfo(dtype).eps)
         return bool(lost)
 
+    # -- positions -----------------------------------------------------------------------------------------------
+
+    def _at_positions(self, kind: str, args: Any, output: Any) -> Any:
+        """Marks attention scores, in which a position is that of a key; and finds rotations by position: x cos + x'
+        sin, of two constants whose squares sum to one number. With `positions`, half of what reaches these is theirs.
+        """
+        if kind not in ("matmul", "mul", "add") or not isinstance(output, Tensor):
+            return output
+        moving = [a for a in args if dependent(a)]
+        if (kind == "matmul" and len(moving) == 2) or (moving and getattr(moving[0], _SCORES, False)):
+            setattr(output, _SCORES, True)
+        if not self.positions:
+            return output
+        fixed = [a for a in args if isinstance(a, Tensor) and not a.requires_grad]
+        if kind == "mul" and len(moving) == len(fixed) == 1:
+            setattr(output, _TURNED, fixed[0])
+        turned = [getattr(a, _TURNED, None) for a in moving]
+        if kind == "add" and len(turned) == 2 and _rotates(*turned) and dependent(output):
+            with torch._C.DisableTorchFunction():
+                self.journal.rotation(turned[0], output)
+                output = scaled(output, 0.5)
+        return output
+
     # -- constants and inputs ------------------------------------------------------------------------------------
 
     def _constant(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -262,7 +287,7 @@ class Interception(TorchFunctionMode):
         if kind:
             self._tap_output(kind, args, output)
         if self.journal is not None and isinstance(output, Tensor) and output.is_floating_point():
-            for value in (*args, *kwargs.values()):
+            for value in tree_flatten((args, kwargs))[0]:
                 if isinstance(value, Tensor) and (name := self._parameter(value)):
                     setattr(output, _ORIGIN, name)
                     break
@@ -277,6 +302,7 @@ class Interception(TorchFunctionMode):
     def _origin(self, constant: Any) -> str:
         """The ledger's name of a constant."""
         name = self._parameter(constant) if isinstance(constant, Tensor) else None
+        name = name and ".".join(name.split(".")[-2:])  # not what the model is called: dinov2_with_registers
         return next((label for label, part in _ABSORBERS if name and re.search(part, name)), CONSTANT)
 
     def _embedding(self, func: Any, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -369,6 +395,14 @@ class Interception(TorchFunctionMode):
                 tensor.register_hook(lambda g, kept=kept: _keep(kept, g))
 
 
+def _rotates(cos: Tensor | None, sin: Tensor | None) -> bool:
+    """Whether two constants are the cosines and sines of angles, times one number."""
+    if cos is None or sin is None or cos.shape != sin.shape or not cos.is_floating_point():
+        return False
+    size = cos.double().square() + sin.double().square()
+    return bool((size - size.mean()).abs().max() <= 1e-2 * size.mean())
+
+
 _WRITERS = {"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "pow", "matmul"))}
 
 
@@ -379,9 +413,11 @@ def _writes(func: Any) -> bool:
 
 
 def _mark(args: Any, output: Any) -> None:
-    """What is known of a tensor, that it is a gate or the explained input, is known of it when it has been moved."""
+    """What is known of a tensor, that it is a gate, the explained input or an attention pattern, is known of it when it
+    has been moved.
+    """
     if args and isinstance(output, Tensor):
-        for mark in (mul.GATE, _INPUT, _SOFTMAX):
+        for mark in (mul.GATE, _INPUT, _SOFTMAX, _SCORES):
             if getattr(args[0], mark, False):
                 setattr(output, mark, True)
 
