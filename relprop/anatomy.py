@@ -248,14 +248,15 @@ def _projection(attention: Seen, linears: list[Seen], before: Seen | None) -> Se
 
 
 def _mid(path: str, attention: Seen, down: Seen, survey: Survey) -> Tap | None:
-    """What the layer adds its MLP to, if the MLP has seen the attention; tapped where a module reads it."""
+    """What the layer adds its MLP to, if the MLP has seen the attention; tapped where it is made, so that the MLP and
+    what it is added to both read what is put there.
+    """
     number = 1 + [event.order for event in survey.seen if event.kind == "attention"].index(attention.order)
     added = next((one for one in survey.sums if one.order > down.order), None)
     if survey.depths[down.order] < number or added is None:
         return None
-    skip = min(added.terms)
-    read = next((read for read in survey.reads if read.number == skip and read.path.startswith(f"{path}.")), None)
-    return None if read is None else Tap(read.path, side="input", nth=read.nth)
+    made = survey.made.get(min(added.terms))
+    return made if made is not None and _inside(made.path, path) else None
 
 
 def _pattern(event: Seen, survey: Survey) -> Tap:

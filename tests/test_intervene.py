@@ -66,6 +66,17 @@ def test_everything_resampled_is_the_other_inputs_run(name):
 
 
 @pytest.mark.parametrize("name", SOME)
+def test_the_stream_between_attention_and_mlp_is_read_by_both(name):
+    """By the MLP, and by what its output is added to: resampled, all behind it is the other input's run; also where
+    something is put elsewhere by sums of its own."""
+    base, other = two(name)
+    last = f"L{len(known(name).layers) - 1}"
+    changed = run(name, base, {f"{last}.mid": Resample(given(other)), f"{last}.in": Noise(0.1)})
+    assert_close(changed, run(name, other), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(changed, run(name, base), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_zero_is_what_a_hook_does(name):
     base, _ = two(name)
     layer = known(name).layers[1]

@@ -139,7 +139,8 @@ class Editor(TorchFunctionMode):
         tap = self._reached(path, kind, side)
         if tap is None:
             return value
-        changed = self.changes[tap](value)
+        with torch._C.DisableTorchFunction():  # what a change calls itself is no call of the model
+            changed = self.changes[tap](value)
         return value if changed is None else changed
 
     def _reached(self, path: str, kind: str | None, side: str) -> Tap | None:

@@ -41,14 +41,16 @@ class Sum:
 @dataclass
 class Survey:
     """What was seen. Tensors have numbers in the order in which they were made. `depths` says of each linear map by its
-    order, how many attentions had been made when the last of those was that its operand depends on. `embeddings` are
-    modules that looked up the model's ids, or first read its pixels.
+    order, how many attentions had been made when the last of those was that its operand depends on. `made` says by the
+    number of a sum, or of what a module returns, where it was made. `embeddings` are modules that looked up the model's
+    ids, or first read its pixels.
     """
 
     seen: list[Seen] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     sums: list[Sum] = field(default_factory=list)
     depths: dict[int, int] = field(default_factory=dict)
+    made: dict[int, Tap] = field(default_factory=dict)
     embeddings: list[Tap] = field(default_factory=list)
 
 
@@ -61,6 +63,7 @@ class Surveyor(Observer):
         self.survey = Survey(self.seen)
         self._numbers = count()
         self._entered: dict[str, int] = {}
+        self._left: dict[tuple[str, str | None], int] = {}
         self._pixels = [t for t in inputs if t.is_floating_point() and t.dim() == 4]
         whole = [t for t in inputs if not t.is_floating_point() and t.dtype != torch.bool]
         self._ids = {t.untyped_storage().data_ptr() for t in whole}
@@ -85,9 +88,22 @@ class Surveyor(Observer):
         for one in output if isinstance(output, (tuple, list)) else [output]:
             if isinstance(one, Tensor):
                 setattr(one, _DEPTH, max(depth, _depth(one), self._attended if attentions else 0))
-        if kind == "add" and isinstance(output, Tensor) and [t.shape for t in terms] == [output.shape] * 2:
-            self.survey.sums.append(Sum(before, self.number(output, fresh=output is terms[0]), len(self.seen)))
+        if kind == "add":
+            place = self._place(self.path[-1], "add")
+            if isinstance(output, Tensor) and [t.shape for t in terms] == [output.shape] * 2:
+                number = self.number(output, fresh=output is terms[0])
+                self.survey.sums.append(Sum(before, number, len(self.seen)))
+                self.survey.made[number] = place
+        elif kind == "move" and len(operands) == 1 and isinstance(output, Tensor):  # reshaped, it is the same still
+            place = self.survey.made.get(getattr(operands[0], _NUMBER, (None, None))[1])
+            if place is not None:
+                self.survey.made.setdefault(self.number(output), place)
         return output
+
+    def _place(self, path: str, kind: str | None) -> Tap:
+        """What a call of this kind, or the module, returns now."""
+        nth = self._left[path, kind] = self._left.get((path, kind), -1) + 1
+        return Tap(path, kind, "output", nth)
 
     def _weighs(self, operand: Tensor) -> bool:
         return operand.dim() == 2 and operand.untyped_storage().data_ptr() in self._weights
@@ -112,9 +128,9 @@ class Surveyor(Observer):
 
     def leave(self, output: Any) -> None:
         """A module ends."""
-        self.path.pop()
+        place = self._place(self.path.pop(), None)
         if isinstance(found := first(output), Tensor):
-            self.number(found)
+            self.survey.made.setdefault(self.number(found), place)
 
 
 def _depth(t: Tensor) -> int:
