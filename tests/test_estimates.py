@@ -17,7 +17,8 @@ from relprop.subject import Subject
 from relprop.target import Contrast, Token
 
 SOME = ["gpt2", "llama", "bert", "bert-eager", "timm-vit", "torch-encoder-sequence-first"]
-EVERYWHERE = ["embed", "L*", "L*.attn", "L*.attn.H*", "L*.attn.H*.pattern", "L*.mlp", "L*.mlp.N*", "L*.mlp[*]"]
+EVERYWHERE = ["embed", "L*.in", "L*.mid", "L*", "L*.attn", "L*.attn.H*", "L*.attn.H*.pattern", "L*.mlp", "L*.mlp.N*",
+              "L*.mlp[*]"]
 
 
 @cache
@@ -57,15 +58,11 @@ def exact(made, base, addresses, intervention):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("along", ["inputs", "mediators"])
 def test_a_linear_model_has_exact_estimates(method, along):
-    at = ["L1", "L1.attn.H*", "L1.attn.H*.pattern", "L1.mlp", "L1.mlp.N*", "L1.attn.H1@-1", "L1.mlp.N3@1"]
-    composite = relp(hold_attention=True) if method == "relevance" else None
-    found = estimates(linear(), BASE, OTHER, difference, at=at, method=method, along=along, composite=composite)
-    if method == "integrated-gradients" and along == "inputs":  # patterns of other inputs lie on the way
-        found, at = estimates(linear(), BASE, OTHER, difference, at=["L1", "L1.mlp"], method=method), ["L1", "L1.mlp"]
+    at = ["L1", "L1.mid", "L1.attn.H*", "L1.mlp", "L1.mlp.N*", "L1.attn.H1@-1", "L1.mlp.N3@1", "L1.attn.H*.pattern"]
+    if method == "integrated-gradients" and along == "inputs":  # values of other inputs lie on the way to a pattern's
+        at = at[:-1]
+    found = estimates(linear(), BASE, OTHER, difference, at=at, method=method, along=along)
     wanted = exact(linear(), BASE, found.addresses, Resample(OTHER))
-    if method == "relevance":  # of a product, each factor has half
-        halved = torch.tensor([".pattern" in address for address in found.addresses])
-        wanted = torch.where(halved, found.values, wanted)
     assert_close(found.values, wanted)
     assert wanted.abs().amax() > 0.01
     with torch.no_grad():

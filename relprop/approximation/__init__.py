@@ -68,8 +68,8 @@ def estimates(subject: Subject | nn.Module, base: object, counterfactual: object
     """Estimated indirect effect of every mediator that `at` means, on a target.
 
     Cost: a forward pass on the counterfactual, a forward and a backward on the base, and of one row one for the
-    anatomy; attention patterns with relevance take another forward and two backward passes, integrated gradients
-    `steps` times forward and backward, along mediators that for each tap.
+    anatomy. Integrated gradients take a forward on the base and `steps` times forward and backward, along mediators
+    that for each tap.
 
     Args: base, counterfactual: inputs of as many rows, as `Subject.prepare` takes them; a counterfactual of None puts
             zeros. outcome: a target, as `explain` takes it; the prediction is that of the base.

@@ -14,7 +14,7 @@ from ..anatomy import Anatomy
 from ..composite import Composite
 from ..errors import Undefined
 from ..intervene import Places, Resample, Site, canonical, split
-from ..relevance import attend, propagate
+from ..relevance import propagate
 from ..tokens import Batch
 from ..trace import Tap
 from ..trace.intervention import PATTERN, captured, edited
@@ -203,38 +203,22 @@ class Run:
         return list(torch.autograd.grad(self.outcome(leaves).sum(), leaves))
 
     def _relevance(self, which: int, weight: Tensor | None, composite: Composite) -> dict[Tap, Tensor]:
-        query, index = self.queries[which], torch.arange(self.rows)
-        value = _Weighed(query, index, weight, self.outcome)
-        plain = [tap for tap in self.taps if tap.side != PATTERN]
-        slopes = {}
-        if plain:
-            run = propagate(self.model, query.base.args, query.base.kwargs, value, composite, ledger=False,
-                            taps={str(i): tap for i, tap in enumerate(plain)})
-            missing = next((tap for i, tap in enumerate(plain) if str(i) not in run.inside), None)
-            if missing is not None:
-                raise ValueError(f"the forward pass never came to {missing}")
-            found = {tap: run.inside[str(i)] for i, tap in enumerate(plain)}
-            self._keep(which, {tap: one.value for tap, one in found.items()})
-            slopes = {tap: self._canonical(which, tap, one.value, one.per_unit) for tap, one in found.items()}
-        if len(plain) < len(self.taps):
-            slopes |= self._patterns(which, value, composite)
+        query = self.queries[which]
+        value = _Weighed(query, torch.arange(self.rows), weight, self.outcome)
+        run = propagate(self.model, query.base.args, query.base.kwargs, value, composite, ledger=False,
+                        taps={str(i): tap for i, tap in enumerate(self.taps)})
+        missing = next((tap for i, tap in enumerate(self.taps) if str(i) not in run.inside), None)
+        if missing is not None:
+            raise ValueError(f"under {composite.name} nothing passes {missing}: the model never comes there, does not "
+                             "depend on the input there, or the rules hold it; take method='attribution'")
         if weight is None:
             self.before.append(value.answer)
-        return slopes
-
-    def _patterns(self, which: int, value: _Weighed, composite: Composite) -> dict[Tap, Tensor]:
-        """Relevance per unit of the attention patterns; zero where one is zero, which masks make of it on both runs."""
-        batch, counts, slopes = self.queries[which].base, {}, {}
-        run = attend(self.model, batch.args, batch.kwargs, value, composite=composite)
-        for pattern in run.patterns:
-            nth = counts[pattern.path] = counts.get(pattern.path, -1) + 1
-            tap = Tap(pattern.path, "attention", PATTERN, nth)
-            if tap in self.taps:
-                whole = pattern.relevance * run.value.view(-1, 1, 1, 1)  # they are shares of the value
-                per_unit = torch.where(pattern.weights == 0, 0, whole / pattern.weights)
-                self._keep(which, {tap: pattern.weights})
-                slopes[tap] = self._canonical(which, tap, pattern.weights, per_unit)
-        return slopes
+        found = {tap: run.inside[str(i)] for i, tap in enumerate(self.taps)}
+        by_head = lambda tap, t: t.unflatten(0, (self.rows, -1)) if tap.side == PATTERN and t.dim() == 3 else t
+        values = {tap: by_head(tap, one.value) for tap, one in found.items()}
+        self._keep(which, values)
+        return {tap: self._canonical(which, tap, values[tap], None if one.per_unit is None else
+                                     by_head(tap, one.per_unit)) for tap, one in found.items()}
 
     # -- effects -------------------------------------------------------------------------------------------------
 
