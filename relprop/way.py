@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from . import rows, units
 from .composite import Composite
-from .relevance import Propagation, Value, propagate, spread
+from .relevance import Propagation, propagate, spread
 from .result import Ledger
+from .run import Value
 from .still import settled
 from .subject import Subject
 from .tokens import Batch, TextUnits

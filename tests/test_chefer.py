@@ -10,7 +10,8 @@ from tiny import bert, gpt2, images, targets, text, vit
 from torch import Tensor, nn
 
 from relprop import attention, composite
-from relprop.relevance import attend, propagate
+from relprop.pattern import attend
+from relprop.relevance import propagate
 from relprop.subject import Subject
 from relprop.tokens import Batch
 from relprop.trace import Tap

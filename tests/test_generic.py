@@ -16,7 +16,7 @@ from relprop import composite
 from relprop.attention import METHODS, rollout
 from relprop.attention.generic import Joint, Link, aggregate, fused, normalised
 from relprop.explain import explain
-from relprop.relevance import attend
+from relprop.pattern import attend
 from relprop.subject import Subject
 from relprop.target import Token
 from relprop.tokens import Batch, TensorUnits

@@ -18,7 +18,8 @@ from .. import composite
 from ..asked import Asked
 from ..composite import Composite
 from ..latents import places
-from ..relevance import Attended, Pattern, Propagation, attend, propagate
+from ..pattern import Attended, Pattern, attend
+from ..relevance import Propagation, propagate
 from ..result import Relevance
 from ..subject import Subject
 from ..target import Targets

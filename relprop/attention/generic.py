@@ -26,8 +26,9 @@ from torch import Tensor
 from .. import rows
 from ..asked import Asked
 from ..errors import IndependentOutput
-from ..relevance import TOKEN_NAMES, Attended, Pattern, attend
+from ..pattern import Attended, Pattern, attend
 from ..result import Relevance
+from ..run import TOKEN_NAMES
 from ..subject import Subject
 from ..target import Targets
 from ..tokens import Batch, TensorUnits, TextUnits

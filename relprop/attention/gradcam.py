@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..asked import Asked
-from ..relevance import Attended, attend
+from ..pattern import Attended, attend
 from ..result import Relevance
 from ..subject import Subject
 from ..target import Targets

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import rows, units
 from ..errors import IndependentOutput
-from ..relevance import Attended
+from ..pattern import Attended
 from ..result import Relevance
 from ..subject import Subject
 from ..target import Targets

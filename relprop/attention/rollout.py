@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..relevance import NO_ATTENTION
+from ..pattern import NO_ATTENTION
 from ..result import Relevance
 from ..still import settled
 from ..subject import Subject

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..relevance import NO_ATTENTION
+from ..pattern import NO_ATTENTION
 from ..result import Relevance
 from ..still import settled
 from ..subject import Subject
