@@ -96,6 +96,9 @@ Dtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help=(
 BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", min=1, help=(
     "Inputs in one pass. [default: all]"
 ))]  # fmt: skip
+Positions = Annotated[str | None, typer.Option("--positions", metavar="HOW", help=(
+    "apart: relevance of positions as a map of its own; added: to that of tokens or pixels."
+))]  # fmt: skip
 Steps = Annotated[int, typer.Option("--steps", metavar="N", min=1, help="In how many parts the input is removed.")]
 Randoms = Annotated[int, typer.Option("--randoms", metavar="N", min=1, help="Random orders to compare with.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.")]
@@ -129,12 +132,15 @@ def verbs(
 def explain(
     input: Input, model: Model = None, target: Targets = None, method: Method = None, output: Output = None,
     as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None,
+    positions: Positions = None,
 ) -> None:  # fmt: skip
     """Map an output onto words or pixels, with its ledger."""
     _saved_later(output)
-    result = _explained(input, model, target, method, device, dtype, batch_size)
+    result = _explained(input, model, target, method, device, dtype, batch_size, positions)
+    if positions is not None and result.positions is None:
+        warnings.warn(f"there is no map of positions: {result.provenance['positions']}", stacklevel=1)
     if output is not None:
-        result.save(output)
+        result.save(output, positions=positions == "apart" and result.positions is not None)
     typer.echo(result.to_json(full=False) if as_json else _report(result))
 
 
@@ -272,14 +278,16 @@ def _show(model: str, input: Any, targets: list[str], output: Path) -> None:
 
 def _explained(
     input: str, model: str | None, target: list[str] | None, method: str | None,
-    device: str | None, dtype: str | None, batch_size: int | None,
+    device: str | None, dtype: str | None, batch_size: int | None, positions: str | None = None,
 ) -> Explanation:  # fmt: skip
     """What `explain` and `check` have in common."""
     subject, inputs = _loaded(input, model, device, dtype)
     inputs, targets = _rows(inputs, target, subject)
     from .explain import explain as run  # after the input was read, since it waits for torch
 
-    return run(subject, inputs, targets, method=method, batch_size=batch_size, show_progress=_watched())
+    return run(
+        subject, inputs, targets, method=method, positions=positions, batch_size=batch_size, show_progress=_watched()
+    )  # fmt: skip
 
 
 def _saved_later(output: Path | None) -> None:

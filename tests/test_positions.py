@@ -1,6 +1,7 @@
 """Relevance of positions: a map that sums to the ledger's entry, however a model encodes them."""
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import pytest
@@ -8,10 +9,11 @@ import torch
 from families import _SMALL, _T5, FAMILIES, _text, model
 from torch import nn
 from torch.nn import functional as F
+from typer.testing import CliRunner
 from written import D, Written, tokens
 
 import relprop
-from relprop import explain
+from relprop import cli, explain
 from relprop.ops.journal import POSITIONS
 from relprop.positions import OTHER
 from relprop.relevance import propagate
@@ -282,6 +284,19 @@ def test_positions_are_shown_beside_the_map(suffix, tmp_path):
     if suffix == "html":
         assert "7, positions" in path.read_text()
     assert len(r.show(0, positions=True).axes) > 0
+
+
+def test_the_command_line_asks_for_positions(tmp_path):
+    def run(*options):
+        given = ["explain", "A dull film.", *options, "--json"]
+        return CliRunner().invoke(cli.app, given, prog_name="relprop")
+
+    plain, apart, added = (json.loads(run("--method", "attnlrp", *how).stdout)
+                           for how in ((), ("--positions", "apart"), ("--positions", "added")))
+    assert apart["map"] == plain["map"] and apart["positions"] == plain["positions"]
+    close(torch.tensor(added["map"]), torch.tensor(plain["map"]) + torch.tensor(plain["positions"]))
+    wrong = run("--positions", "both")
+    assert wrong.exit_code == 2 and "positions are 'apart' or 'added'" in wrong.stderr
 
 
 def test_positions_that_are_not_there_are_not_shown():

@@ -197,7 +197,12 @@ class Interception(TorchFunctionMode):
         moving = [dependent(a) for a in (target, *rest)]
         as_it_is = moving[0] and (all(moving) or self.journal is None or target._base is None)
         if call.rule is add.zero and not rounds and as_it_is:
-            return op.run(call, *args, **kwargs)
+            if self._taps:
+                self._tap_input(op.kind, args)
+            output = op.run(call, *args, **kwargs)
+            if self._taps:
+                self._tap_output(op.kind, args, output)
+            return output
         copy = self._rounded(call, _cloned, (target,), {}) if rounds and dependent(target) else target.clone()
         return move.overwrite(call, target, self._run(Op(op.kind, op.run), op.inplace, (copy, *rest), kwargs))
 
