@@ -117,6 +117,12 @@ class AttnLRPGamma(CompositeAttribution):
     composite = "attnlrp-gamma"
 
 
+class AttnLRPVision(CompositeAttribution):
+    """By `composite.attnlrp_vision`, the default for pictures. Not conservative."""
+
+    composite = "attnlrp-vision"
+
+
 class CPLRP(CompositeAttribution):
     """By `composite.cp_lrp` (Ali et al. 2022). Conservative up to biases."""
 

@@ -210,6 +210,9 @@ def benchmark(
     seed: Seed = 0, batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help=(
         "Inputs in one pass, and in one file."
     ))] = 32,
+    ends: Annotated[int, typer.Option("--ends", metavar="N", min=0, help=(
+        "Read perturbation curves at each of the first and last N units, besides tenths."
+    ))] = 0,
     as_json: AsJson = False, device: Device = None, dtype: Dtype = None,
 ) -> None:  # fmt: skip
     """Measure methods on data: a table with intervals and controls.
@@ -222,7 +225,8 @@ def benchmark(
     baseline = int(baseline) if baseline is not None and baseline.isdecimal() else baseline
     found = run(
         subject, data, methods=_listed(methods) or None, metrics=_listed(metrics), out=out, count=count,
-        correct_only=not every, baseline=baseline, by=by, seed=seed, batch_size=batch_size, show_progress=_watched(),
+        correct_only=not every, baseline=baseline, by=by, seed=seed, batch_size=batch_size, ends=ends,
+        show_progress=_watched(),
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         table = f"{found.written().T.to_string()}\n\n{found.cost.to_string(float_format='{:.3g}'.format)}"

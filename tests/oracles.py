@@ -32,6 +32,8 @@ OPTIONS: dict[Rule, list[dict[str, Any]]] = {
     linear.alpha_beta: [{}, {"alpha": 1.0, "beta": 0.0}, {"alpha": 3.0, "beta": 2.0, "bias": False}],
     linear.w_square: [{}, {"bias": False}],
     linear.z_box: [{}, {"low": -3.0, "high": 4.0}, {"low": torch.tensor(0.0)}],
+    linear.grounded: [{"ground": 0.3}, {"ground": torch.tensor(-1.5), "rule": partial(linear.gamma, gamma=1.5)},
+                      {"ground": 0.3, "rule": linear.z_plus}],
     matmul.epsilon: [{}, {"eps": 0.25}],
     add.epsilon: [{}, {"eps": 0.25}],
     pool.epsilon: [{}, {"eps": 0.25}]}
@@ -160,6 +162,13 @@ def z_box(x: Tensor, W: Tensor, b: Tensor, R: Tensor, *, low: Tensor | float | N
     low, high = min(x.tolist()) if low is None else low, max(x.tolist()) if high is None else high
     W_pos, W_neg = split(W)
     return spread(x * W - low * W_pos - high * W_neg, torch.zeros_like(b), R)
+
+
+@of(linear.grounded)
+def grounded(x: Tensor, W: Tensor, b: Tensor, R: Tensor, *, rule: Rule = linear.zero, ground: Tensor | float,
+             ) -> tuple[Tensor, Tensor]:
+    ground = torch.zeros_like(x) + ground
+    return oracle(rule)(x - ground, W, b + (ground * W).sum(1), R)
 
 
 # -- pools: the same without a bias ------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def test_a_wrong_backward_pass_is_a_leak(monkeypatch, function):
             noticed.append(composite)
         else:
             # fused attention is booked by difference, so there it takes the test against attention in steps
-            assert not calls or composite in ("attnlrp", "attnlrp-gamma", "attnlrp-path"), f"{composite} hides it"
+            assert not calls or composite.startswith("attnlrp"), f"{composite} hides it"
     assert noticed, "no composite uses it"
 
 

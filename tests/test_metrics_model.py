@@ -22,12 +22,12 @@ TOYS = {"words": words, "patches": patches}
 toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS)
 
 
-def prepared(toy, relevance=None, *, spec=0, out=None, seed=0):
+def prepared(toy, relevance=None, *, spec=0, out=None, seed=0, ends=0):
     """Courses of a toy's map, most and least relevant first."""
     subject, batch, truth = toy
     readout, start = Readout.of(subject, batch, targets(spec, batch, labels=1))
     out = out or removal.removal(subject, batch)
-    return perturbation.courses(readout, out, truth if relevance is None else relevance, start, seed=seed)
+    return perturbation.courses(readout, out, truth if relevance is None else relevance, start, seed=seed, ends=ends)
 
 
 # Perturbation --------------------------------------------------------------------------------------------------------
@@ -54,6 +54,26 @@ def test_a_course_is_a_loop_by_hand(seed):
         torch.testing.assert_close(found[..., PROBABILITY], wanted.sigmoid())  # a single logit is a sigmoid's
         torch.testing.assert_close(found[:, :10, KEPT], (wanted[:, :10] > 0).double())  # what is left at last is 0
     assert (most.removing([0.5])[..., VALUE] < least.removing([0.5])[..., VALUE]).all()
+
+
+def test_a_course_that_is_read_at_its_ends_is_the_curve_unit_by_unit(seed):
+    """With all units at the ends, areas are those of the whole curve; a course by tenths misses what is between."""
+    toy = words()
+    most, least = prepared(toy, ends=20)
+    for course, first in ((most, True), (least, False)):
+        fractions, found = course.along()
+        for row in (0, 1):
+            count = int(course.removal.counts[row])
+            whole = torch.stack([by_hand(toy, row, gone / count, first) for gone in range(count + 1)])
+            at = (fractions[row] * count).round().long()
+            assert set(at.tolist()) == set(range(count + 1)) and (at.diff() >= 0).all()
+            torch.testing.assert_close(found[row, :, VALUE], whole[at])
+            kept = perturbation.positive_auc(course)[row]
+            assert kept == pytest.approx(float(torch.trapezoid((whole > 0)[1:-1].double())) / (count - 2))
+    inner, _ = most.along(inner=True)
+    assert inner.min() > 0 and inner.max() < 1
+    tenths = [perturbation.area(*prepared(toy, ends=ends)) for ends in (0, 20)]
+    assert tenths[0].all() and not torch.allclose(*tenths)
 
 
 def test_the_measures_by_hand(seed):

@@ -141,6 +141,28 @@ def test_layer(layer, rule, biased):
     by_row(absorbed.get("biases", R.new_zeros(2)), of_bias, empty=not torch.stack(of_bias).any())
 
 
+@parametrize("rule", [linear.zero, partial(linear.gamma, gamma=10.0)], ids=name)
+def test_the_ground_is_the_median_colour_of_each_picture(rule):
+    x, W, b, R = randn(2, 3, 3, 3), randn(2, 3, 2, 2), randn(2), randn(2, 2, 2, 2)
+    x[:, 1] += 5.0  # the channels differ
+    x[1] -= 3.0  # and the pictures
+    run, ground = partial(F.conv2d, bias=None), x.flatten(2).sort(-1).values[:, :, 4]  # (B, C): the fifth of nine
+    (found,), _ = propagated(lambda x: F.conv2d(x, W, b), [x], R, {}, pixels=partial(linear.grounded, rule=rule))
+    matrix = dense(lambda x, W, b: run(x, W), (3, 3, 3), W)
+    by_row(found, [ORACLES[linear.grounded](
+        row.flatten(), matrix, b.repeat_interleave(4), R_row.flatten(), rule=rule,
+        ground=own.repeat_interleave(9))[0] for row, own, R_row in zip(x, ground, R)])
+    assert (found[x == ground[..., None, None]] == 0).all() and (x == ground[..., None, None]).sum() == 6
+
+
+def test_the_ground_of_patches_whose_channels_are_not_known_is_the_median_entry():
+    x, W, R = randn(2, 3, 5), randn(4, 5), randn(2, 3, 4)
+    (found,), _ = propagated(lambda x: F.linear(x, W), [x], R, {}, pixels=linear.grounded)
+    middle = x.flatten(1).sort(1).values[:, 7].reshape(2, 1, 1)
+    (expected,), _ = propagated(lambda x: F.linear(x, W), [x], R, {}, pixels=partial(linear.grounded, ground=middle))
+    assert_same(found, expected)
+
+
 def test_z_box_with_bounds_of_each_channel():
     x, W, R = torch.rand(2, 3, 4, 4, dtype=torch.float64), randn(2, 3, 2, 2), randn(2, 2, 3, 3)
     low, high = -torch.rand(1, 3, 1, 1, dtype=torch.float64), 1 + torch.rand(1, 3, 1, 1, dtype=torch.float64)

@@ -75,7 +75,7 @@ def benchmark(subject: str | Subject | nn.Module | tuple, data: str | PathLike |
               metrics: Sequence[str | Metric] | None = None, out: str | PathLike | None = None, count: int | None = 500,
               options: Mapping[str, dict] | None = None, correct_only: bool = True,
               baseline: str | int | None = None, by: str | None = None, seed: int = 0, batch_size: int = 32,
-              show_progress: bool = True) -> Benchmark:
+              ends: int = 0, show_progress: bool = True) -> Benchmark:
     """Methods measured on data, with controls, intervals, paired tests against the first method, and costs.
 
     The interval of each cell is of the mean over the inputs (percentile bootstrap over independent groups of them); the
@@ -99,7 +99,9 @@ def benchmark(subject: str | Subject | nn.Module | tuple, data: str | PathLike |
         options: of methods, by their name in the table, such as {"integrated-gradients": {"n_steps": 64}}.
         correct_only: leave out inputs for which the model does not decide as the data say.
         baseline: what stands for removed units, of `check.removal`. by: "token", "word" or "patch"; see `Options`.
-        seed: of everything drawn. batch_size: rows at once, and in one shard.
+        seed: of everything drawn. batch_size: rows at once, and in one shard. ends: read the curves of a perturbation
+            at each of so many first and last units, besides tenths, where what counts is less than a tenth of the
+            input.
     Returns: a `Benchmark`; saved in `out` as CSV, JSON, HTML and SVG, every row's values as rows.csv.
     Raises: ValueError for an unknown method or metric, with those known, one that does not apply, data the model does
         not read or whose marks do not align, several processes without `out`, and a folder that holds a benchmark of
@@ -109,7 +111,7 @@ def benchmark(subject: str | Subject | nn.Module | tuple, data: str | PathLike |
     data = get(data, count=count, seed=seed)
     methods = compared(data.modality) if methods is None else methods
     entered, measured = listed(subject, methods, options), named(metrics, subject, data)
-    how = Options(baseline=baseline, by=by, share=data.share, seed=seed, batch_size=batch_size)
+    how = Options(baseline=baseline, by=by, share=data.share, seed=seed, batch_size=batch_size, ends=ends)
     config = _config(subject, data, entered, measured, how, correct_only)
     crew = Crew.gathered(subject)
     if out is None and crew.size > 1:

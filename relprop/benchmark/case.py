@@ -26,19 +26,23 @@ BY = ("token", "word", "patch")
 class Options:
     """What holds for all methods: `baseline` of `check.removal`; `by`: "token" or "word", what is removed of a text, or
     "patch", so that maps of pixels are summed over patches before they meet a mask; `share` of the words a rationale
-    takes; `seed` of everything drawn; `batch_size` rows at once."""
+    takes; `seed` of everything drawn; `batch_size` rows at once; `ends`: how many of the first and last units the
+    curves of a perturbation are read at, besides tenths."""
 
     baseline: str | int | None = None
     by: str | None = None
     share: float | None = None
     seed: int = 0
     batch_size: int = 32
+    ends: int = 0
 
     def __post_init__(self) -> None:
         if self.by is not None and self.by not in BY:
             raise ValueError(f"by is one of {', '.join(BY)}, not {self.by!r}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.ends < 0:
+            raise ValueError(f"ends must not be negative, got {self.ends}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,4 +162,5 @@ class Case:
         return removal(self.rows.subject, self.rows.batch, baseline=baseline, by=by)
 
     def _courses(self, out: Removal) -> tuple[Course, Course]:
-        return perturbation.courses(self.rows.readout, out, self.relevance, self.rows.start, seed=self.options.seed)
+        return perturbation.courses(self.rows.readout, out, self.relevance, self.rows.start, seed=self.options.seed,
+                                    ends=self.options.ends)

@@ -1,7 +1,9 @@
 """Perturbation: what becomes of the target while units are taken out of the input in the order of a map.
 
 A `Course` runs the model on the inputs it is asked for and remembers them, so that measures which look at the same
-inputs share their cost. Each measure reads courses: `most` removes the most relevant unit first, `least` the least
+inputs share their cost. Curves are read in tenths of the units; where what counts is less than a tenth of them, all
+tenths but the first lie behind what happens, and a course may read each of the first and last units too (`ends`). Each
+measure reads courses: `most` removes the most relevant unit first, `least` the least
 relevant first. Inputs with units taken out are unlike what a model was trained on, so that every number depends on what
 stands in their place: compare maps under one baseline only.
 
@@ -84,10 +86,10 @@ class Readout:
 class Course:
     """The target while units go in one order; inputs that were run are remembered. `forwards` counts them."""
 
-    def __init__(self, readout: Readout, removal: Removal, ranks: Tensor, start: Tensor) -> None:
+    def __init__(self, readout: Readout, removal: Removal, ranks: Tensor, start: Tensor, *, ends: int = 0) -> None:
         """Args: ranks: when each unit goes, (B, U), larger than any count for what is no unit. start: of the whole
-        input, (B, 3)."""
-        self.readout, self.removal, self.ranks = readout, removal, ranks
+        input, (B, 3). ends: how many of the first and last units curves are read at, besides tenths."""
+        self.readout, self.removal, self.ranks, self.ends = readout, removal, ranks, ends
         self.forwards = 0
         self._known = {(row, 0): values for row, values in enumerate(start)}
 
@@ -109,6 +111,21 @@ class Course:
         """What is read when these fractions of each row's units are gone, rounded to whole units: (B, F, 3)."""
         return self.at((torch.tensor(fractions, dtype=torch.float64) * self.removal.counts[:, None]).round().long())
 
+    def along(self, *, inner: bool = False) -> tuple[Tensor, Tensor]:
+        """The curve: fractions that are gone, (F,), or (B, F) with `ends`, and what is read there, (B, F, 3).
+
+        Args: inner: from the first step, a tenth or a unit, to the last but one.
+        """
+        if not self.ends:
+            tenths = INNER if inner else TENTHS
+            return torch.tensor(tenths, dtype=torch.float64), self.removing(tenths)
+        total, own = self.removal.counts[:, None], torch.arange(self.ends + 1)
+        tenths = (torch.tensor(TENTHS, dtype=torch.float64) * total).round().long()
+        counts = torch.cat([own.minimum(total), tenths, (total - own).clamp(min=0)], 1).sort(1).values
+        if inner:
+            counts = counts.clamp(min=1).minimum((total - 1).clamp(min=1))
+        return counts / total.double(), self.at(counts)
+
     def _run(self, chunk: Tensor) -> None:
         row, count = chunk.T
         device = rows.leaf(self.readout.batch)[1].device
@@ -121,12 +138,12 @@ class Course:
         self._known |= {tuple(place): values for place, values in zip(chunk.tolist(), found, strict=True)}
 
 
-def courses(readout: Readout, removal: Removal, relevance: Tensor, start: Tensor, *, seed: int = 0
-            ) -> tuple[Course, Course]:
+def courses(readout: Readout, removal: Removal, relevance: Tensor, start: Tensor, *, seed: int = 0,
+            ends: int = 0) -> tuple[Course, Course]:
     """The courses of a map: most relevant first, and least relevant first.
 
     Args: relevance: (B, T) or (B, Y, X). start: what `readout` reads of the whole input, (B, 3). seed: of the order of
-        ties, which is that of `ablation`.
+        ties, which is that of `ablation`. ends: of `Course`.
     Raises: ValueError for a map that does not fit; Undefined for one that says nothing.
     """
     if relevance.shape != removal.groups.shape:
@@ -139,7 +156,7 @@ def courses(readout: Readout, removal: Removal, relevance: Tensor, start: Tensor
         generator = chance(readout.batch, removal.groups, row, seed)
         ranks = statistics.order(pooled[row, :count], generator).argsort()
         most[row, :count], least[row, :count] = ranks, count - 1 - ranks
-    return Course(readout, removal, most, start), Course(readout, removal, least, start)
+    return tuple(Course(readout, removal, ranks, start, ends=ends) for ranks in (most, least))
 
 
 def area(most: Course, least: Course) -> Tensor:
@@ -148,8 +165,8 @@ def area(most: Course, least: Course) -> Tensor:
     int_0^1 (LeRF(f) - MoRF(f)) df over the removed fraction f in tenths, trapezoid rule (Achtibat et al. 2024, section
     4.1; see `statistics.area`). Unit: that of the target. Returns: (B,).
     """
-    first, last = (course.removing(TENTHS)[..., VALUE] for course in (most, least))
-    return statistics.area(torch.tensor(TENTHS), first, last)
+    (fractions, first), (_, last) = (course.along() for course in (most, least))
+    return statistics.area(fractions, first[..., VALUE], last[..., VALUE])
 
 
 def positive_auc(most: Course) -> Tensor:
@@ -157,9 +174,10 @@ def positive_auc(most: Course) -> Tensor:
 
     int_{0.1}^{0.9} 1[argmax z(f) = c] df / 0.8 in tenths, trapezoid rule: Chefer et al. 2021 (section 4, positive
     perturbation) take the area under the accuracy of the data set, which is the mean of this one over the rows, not
-    divided by the width. A multi-label class counts while its logit is positive. Returns: (B,).
+    divided by the width. With `ends` it is from the first unit to the last but one. A multi-label class counts while
+    its logit is positive. Returns: (B,).
     """
-    return _mean_height(_decided(most).removing(INNER)[..., KEPT], INNER)
+    return _mean_height(_decided(most), KEPT, inner=True)
 
 
 def negative_auc(least: Course) -> Tensor:
@@ -172,7 +190,7 @@ def deletion(most: Course) -> Tensor:
 
     int_0^1 p(f) df in tenths, trapezoid rule (Petsiuk et al. 2018, section 3.3). Returns: (B,), from 0 to 1.
     """
-    return _mean_height(_decided(most).removing(TENTHS)[..., PROBABILITY], TENTHS)
+    return _mean_height(_decided(most), PROBABILITY)
 
 
 def insertion(least: Course) -> Tensor:
@@ -182,7 +200,7 @@ def insertion(least: Course) -> Tensor:
     int_0^1 p(f) df over the fraction put back (Petsiuk et al. 2018, section 3.3), which is `least` read backwards. They
     start from a blurred picture: give a course of that removal. Returns: (B,), from 0 to 1.
     """
-    return _mean_height(_decided(least).removing(TENTHS)[..., PROBABILITY], TENTHS)
+    return _mean_height(_decided(least), PROBABILITY)
 
 
 def comprehensiveness(most: Course) -> Tensor:
@@ -230,6 +248,7 @@ def _taken(course: Course) -> Tensor:
     return (torch.tensor(BINS, dtype=torch.float64) * course.removal.counts[:, None]).ceil().long()
 
 
-def _mean_height(values: Tensor, fractions: Sequence[float]) -> Tensor:
-    """Area under the curve (B, F) over its width."""
-    return torch.trapezoid(values, torch.tensor(fractions, dtype=values.dtype)) / (fractions[-1] - fractions[0])
+def _mean_height(course: Course, what: int, *, inner: bool = False) -> Tensor:
+    """Area under the course's curve over its width, (B,)."""
+    fractions, read = course.along(inner=inner)
+    return torch.trapezoid(read[..., what], fractions) / (fractions[..., -1] - fractions[..., 0])

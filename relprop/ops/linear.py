@@ -3,8 +3,8 @@
 Every rule takes x, y = x W + b, the relevance per unit g of y (relevance of y is y g) and the map, and returns the
 relevance per unit of x and, entry by entry of y, the relevance that the bias took. The products with |W| come from
 x+ W+ + x- W- = (x W + |x| |W|) / 2 and x+ W- + x- W+ = (x W - |x| |W|) / 2, so that one extra product serves a rule.
-Flat, w-square and z-box give relevance to entries that are exactly zero: the input keeps it, further up it cannot be
-carried on and the stabilizer takes it.
+Flat, w-square, z-box and grounded rules give relevance to entries that are exactly zero: the input keeps it, further
+up it cannot be carried on and the stabilizer takes it.
 
 References: Bach et al. 2015 (On pixel-wise explanations), Montavon et al. 2017 (Deep Taylor decomposition),
 Montavon et al. 2019 (Layer-wise relevance propagation: an overview), Lapuschkin et al. 2019 (Unmasking Clever Hans
@@ -14,7 +14,7 @@ predictors), Chefer et al. 2021 (Transformer interpretability beyond attention v
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -195,6 +195,31 @@ def z_box(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, low: Tensor | floa
     s = y * g / stabilize(affine.product(above, W_pos) + affine.product(below, W_neg), eps)
     share = above * affine.transpose(s, W_pos) + below * affine.transpose(s, W_neg)
     return Shares(share / stabilize(x), None)
+
+
+def grounded(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, rule: Rule = zero,
+             ground: Tensor | float | None = None, eps: float | None = None) -> Shares:
+    """Another rule of what stands out from the ground m: x W + b read as (x - m) W + (b + m W).
+
+    With LRP-0, R_i = sum_j (x_i - m_i) w_ij R_j / z_j, a Taylor expansion at m (Montavon et al. 2017, eq. 2, the root
+    given). A pixel of the ground's own colour gets nothing: what the model makes of a picture that is all ground is a
+    constant, and is booked with the bias. Zero, which LRP-0 starts from, is just another grey of a normalised picture.
+    Conserves as `rule` does, up to b + m W. For pixels.
+
+    Args: rule: of the map from x - m. ground: broadcasts to x; None takes each row's own median colour (where the
+        channels are not known, its median entry), what `check.removal` puts in the place of a patch.
+    """
+    m = _median(x, affine) if ground is None else torch.as_tensor(ground, dtype=x.dtype, device=x.device)
+    m = m.expand_as(x)
+    constant = affine.product(m, affine.weight) + affine.bias_part(lambda b: b)
+    shares = Shares(*rule(x - m, y, g, replace(affine, bias=constant)))
+    return Shares(shares.x * (x - m) / stabilize(x, eps), shares.bias)
+
+
+def _median(x: Tensor, affine: Affine) -> Tensor:
+    """Of each row, and each channel of pixels (B, C, Y, X)."""
+    kept = 2 if affine.outputs is None and x.dim() == 4 else 1
+    return x.flatten(kept).median(-1).values.reshape(x.shape[:kept] + (1,) * (x.dim() - kept))
 
 
 def z_plus_apart(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None = None) -> Shares:
