@@ -26,6 +26,7 @@ from torch import Tensor
 from .. import rows
 from ..asked import Asked
 from ..errors import IndependentOutput
+from ..latents import by_gradient
 from ..pattern import Attended, Pattern, attend
 from ..result import Relevance
 from ..run import TOKEN_NAMES
@@ -189,7 +190,7 @@ def _joined(parts: list[tuple[Joint, Rows]], length: int) -> Rows:
 
 def generic_attention(subject: Subject, batch: Batch, targets: Targets, *, start_layer: int = 0,
                       normalize_self: bool = True, apply_self_in_rule_10: bool = True, undefined: str = "drop",
-                      relevance: bool = False, rules: str = "chefer") -> Relevance:
+                      relevance: bool = False, rules: str = "chefer", at: tuple[str, ...] = ()) -> Relevance:
     """Where attention mattered for this target, through whatever kinds of attention the model has; see `aggregate`.
 
     Read in the rows of the positions that the target is read from: the class token, the position that predicts, the end
@@ -205,6 +206,7 @@ def generic_attention(subject: Subject, batch: Batch, targets: Targets, *, start
     Args: start_layer: first layer to count of each kind of attention; -1: the last alone, as the code does for CLIP.
         normalize_self, apply_self_in_rule_10, undefined: of `aggregate`, for models with cross-attention.
         relevance: LRP relevance in place of attention, by `rules`, "chefer" or "chefer-lrp"; `use_lrp` in the code.
+        at: addresses whose activation x gradient is kept; a forward and a backward more.
     Returns: map (B, T) for text, zero at the position that is read, which holds itself, or (B, Y, X), each patch's
         share divided evenly over its pixels. `inputs`: likewise for every input that attention reaches. Never negative;
         no unit.
@@ -228,7 +230,8 @@ def generic_attention(subject: Subject, batch: Batch, targets: Targets, *, start
     options |= {"start_layer": start_layer, "relevance": relevance} | ({"rules": rules} if relevance else {})
     result = mapped(subject, batch, maps[main], value=found.value, names=asked.names, method="generic-attention",
                     forwards=found.forwards, backwards=1 + relevance, unit="share of attention", **options)
-    return replace(result, inputs={name: t.float().cpu() for name, t in maps.items()})
+    return replace(result, inputs={name: t.float().cpu() for name, t in maps.items()},
+                   latents=by_gradient(subject, batch, asked.targets, at))
 
 
 METHODS = {"generic-attention": generic_attention}
