@@ -226,6 +226,15 @@ def chefer_lrp() -> Composite:
         "linear": linear_maps, "conv": linear_maps, "add": add.zero})
 
 
+def chefer_detr() -> Composite:
+    """The rules of the code of Chefer et al. 2021b for DETR: as `chefer`, but position embeddings and other constants
+    take nothing, and each linear map passes on the whole of a row's relevance. Conservative up to constants that are
+    not added, such as class tokens; grows as large.
+    """
+    return chefer().but("chefer-detr", rules={
+        "linear": partial(linear.z_plus_whole, eps=1e-9), "add": add.ratio_of_moving})
+
+
 def epsilon(eps: float = 1e-6) -> Composite:
     """LRP-epsilon in linear maps and sums (Bach et al. 2015), the held pattern in attention, the held scale in norms.
 
@@ -255,7 +264,7 @@ PRESETS: dict[str, Callable[[], Composite]] = {
     "gradient": gradient}
 NAMES = tuple(PRESETS)
 
-DEFAULTS: dict[str, str] = {"image": "attnlrp-vision", "text": "attnlrp"}
+DEFAULTS: dict[str, str] = {"image": "attnlrp-vision", "text": "attnlrp-path"}
 """The method of `explain` where none is named, by what a model takes; chosen by the benchmarks in the README."""
 
 

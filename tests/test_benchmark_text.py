@@ -76,10 +76,10 @@ def test_the_demo_writes_numbers_and_a_figure(shared, tmp_path, monkeypatch, cap
                                       str(tmp_path / "work"), "--out", str(tmp_path / "out")])
     demo["main"]()
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    stems = [f"benchmark-text-reviews-bert-{name}" for name in ("movies", "sst")]
-    assert written == sorted(f"{stem}.{suffix}" for stem in stems for suffix in ("csv", "json", "png"))
+    stems = [f"benchmark-text-{name}" for name in ("movies", "sst")]
+    assert written == sorted(["benchmark-text.png", *(f"{stem}.{kind}" for stem in stems for kind in ("csv", "json"))])
     said = json.loads((tmp_path / "out" / f"{stems[1]}.json").read_text())
-    assert said["methods"] == few["METHODS"] and "| `rollout` |" in capsys.readouterr().out
+    assert said["methods"] == list(few["METHODS"]) and "| `rollout` |" in capsys.readouterr().out
     texts = [one.input for one in sst(shared / "data" / "rationale_eval", 4).examples]
     held = (tmp_path / "out" / f"{stems[1]}.json").read_text()
     assert not any(text[:20] in held for text in texts)
