@@ -9,6 +9,11 @@ come from one backward pass. What g is, is the method:
 - "integrated-gradients": the mean gradient on the way from one run to the other (Sundararajan et al. 2017; Hanna et
   al. 2024, EAP-IG): of the inputs, or of each mediator in turn.
 
+Which to take: of one neuron, head or pattern the change is small and the gradient nearly exact. Of 500 neurons of a
+trained Llama of 260 thousand parameters, the ranks by "attribution" agree with the exact ones by 0.94 to 0.99
+(Spearman), those by "relevance", whose held norms cost most, by 0.15 to 0.54. Whole layers change much, and the
+gradient may saturate: there "integrated-gradients" does better, `along` mediators best.
+
     >>> import torch, transformers
     >>> config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=9, n_positions=8)
     >>> model = transformers.GPT2LMHeadModel(config).eval()
@@ -62,7 +67,7 @@ def relp(*, hold_attention: bool = False) -> Composite:
 
 
 def estimates(subject: Subject | nn.Module, base: object, counterfactual: object, outcome: object = None, *,
-              at: At, method: str = "relevance", composite: str | Composite | None = None,
+              at: At, method: str = "attribution", composite: str | Composite | None = None,
               steps: int | Sequence[float] = STEPS, along: str = "inputs", align: Tensor | None = None,
               spans: Spans | None = None, batch_size: int = 32, known: Anatomy | None = None) -> Estimates:
     """Estimated indirect effect of every mediator that `at` means, on a target.
@@ -77,7 +82,7 @@ def estimates(subject: Subject | nn.Module, base: object, counterfactual: object
         method: of `METHODS`. composite: rules of the relevance; RelP's where it is not given. steps: points of
             integrated gradients, Gauss-Legendre, or the points themselves, from 0 (base) to 1, of equal weight.
         along: "inputs", one way for all mediators, or "mediators", each from its own value to its other one, all else
-            as on the base: then a sum over the entries of a tap is the exact effect of all of it.
+            as on the base: then a sum over the entries and positions of a tap is the exact effect of all of it.
         align: as of `Query`. spans: positions by name, for sites such as "L3@profession". batch_size: rows at once.
         known: the model's anatomy, where it is there already.
     Raises: ValueError for an unknown method, place or position, for inputs of different length without `align`, and as
@@ -98,7 +103,7 @@ def estimates(subject: Subject | nn.Module, base: object, counterfactual: object
 
 
 def estimated(model: nn.Module, queries: Sequence[Query], outcome: Outcome | None = None, *, at: At,
-              method: str = "relevance", composite: str | Composite | None = None,
+              method: str = "attribution", composite: str | Composite | None = None,
               steps: int | Sequence[float] = STEPS, along: str = "inputs", prompt_only: bool = False,
               spans: Spans | None = None, batch_size: int = 32, known: Anatomy | None = None) -> Estimates:
     """`estimates` of an outcome that is made of the answers to one or more queries of as many rows.
