@@ -19,21 +19,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import attention, baselines, composite, latents, rows, view, way
+from . import attention, baselines, composite, latents, rows, view
 from .address import Address, Spans
-from .asked import Asked
 from .check import ablation
 from .composite import Composite
 from .errors import RelpropError
 from .load import load
-from .positions import ADDED, NONE, added, shown
+from .lrp import by_composite
+from .positions import NONE
 from .positions import check as check_positions
-from .relevance import Propagation, propagate
 from .result import Curve, Ledger, Relevance, read
 from .still import settled
 from .subject import Subject
 from .target import Targets
-from .tokens import Batch, ImageUnits
+from .tokens import Batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -375,57 +374,8 @@ def _options(method: str, options: dict[str, Any], show_progress: bool) -> dict[
 _COMPOSITES = tuple(name for name in composite.NAMES if name != "gradient")  # the plain gradient is a baseline
 
 
-def _by_composite(rules: Composite, subject: Subject, batch: Batch, targets: Targets, *, spread_bias: bool = False,
-                  ledger: bool = True, layers: bool = False, at: tuple[str, ...] = (),
-                  positions: str | None = None, unruled: str = "error") -> Explanation:
-    """A map by relevance propagation."""
-    value = Asked(targets, batch)
-    inside = latents.places(subject, batch, at) if at or layers else None
-    paths = tuple(layer.path for layer in inside.anatomy.layers) if layers else ()
-    boxed = rules.boxed(subject.mean, subject.std)
-    starts = None if rules.points == (1.0,) else way.neutral(subject, batch)
-    rules = replace(rules, points=(1.0,)) if starts is None else rules
-    run = propagate if starts is None else partial(way.propagate_along, starts=starts)
-    found = run(subject.model, batch.args, batch.kwargs, value, boxed, ledger=ledger, layers=paths,
-                taps=None if inside is None else inside.named, unruled=unruled, spread_bias=spread_bias,
-                positions=positions is not None)
-    books, runs = found.ledger, 1 if starts is None else len(rules.points)
-    before = int(starts is not None and 1.0 not in rules.points) + (inside is not None)
-    if books is not None and books.layers:
-        crossed = {f"L{i}": books.layers[path] for i, path in enumerate(paths) if path in books.layers}
-        books = replace(books, layers=crossed)
-    relevance = _map(found, batch)
-    of_positions, books, why = shown(found, batch, books)
-    if positions == ADDED and of_positions is not None:
-        relevance, books = added(relevance, of_positions, books)
-    about = {} if positions is None else {"positions": why or positions}
-    return Explanation(
-        map=relevance, value=found.value.float().cpu(), target=value.names, method=rules.name,
-        conservation=rules.conservation, units=batch.units, ledger=books if ledger else None,
-        forwards=runs + before, backwards=runs,
-        inputs={name: r.float().cpu() for name, r in found.relevance.items()},
-        latents={} if inside is None else inside.read(found, rules.name), positions=of_positions,
-        provenance=_provenance(subject, rules, spread_bias) | about)
-
-
-def _provenance(subject: Subject, rules: Composite, spread_bias: bool) -> dict[str, Any]:
-    import transformers
-
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {"model": subject.name, "rules": rules.describe(), "dtype": str(subject.dtype).removeprefix("torch."),
-            "spread_bias": spread_bias, "versions": versions}
-
-
-def _map(found: Propagation, batch: Batch) -> Tensor:
-    """Relevance of the batch's units: summed over embedding features or colour channels, float32."""
-    name = str(rows.leaf(batch)[0])
-    whole = [r for key, r in found.relevance.items() if key == name or key.startswith(f"{name}#")]
-    if not whole:
-        raise ValueError(f"no relevance reached {name!r}; it reached {', '.join(found.relevance)}")
-    if whole[0].dim() == 2:
-        return whole[0].float().cpu()
-    over = 1 if isinstance(batch.units, ImageUnits) or whole[0].dim() == 4 else -1
-    return sum(r.sum(over) for r in whole).float().cpu()
+def _by_composite(rules: Composite, subject: Subject, batch: Batch, targets: Targets, **options: Any) -> Explanation:
+    return _lifted(by_composite(rules, subject, batch, targets, **options))
 
 
 def _joined(parts: list[Relevance], live: _Live) -> Explanation:

@@ -343,3 +343,13 @@ def test_grouped_queries_count_their_own_heads():
     assert sum(".pattern" in name for name in r.latents) == 4
     close(sum(r.latents[f"L0.attn.H{head}"] for head in range(4)), r.latents["L0.attn"])
     close(r.latents["L0.attn.H3.pattern"].sum(-1), r.latents["L0.attn.H3"] / 2)
+
+
+def test_layers_that_share_a_module_have_latents_of_their_own():
+    family = _text("AlbertForSequenceClassification", vocab_size=40, hidden_size=16, num_hidden_layers=2,
+                   num_attention_heads=2, intermediate_size=24, embedding_size=8, num_labels=4)
+    _, kwargs = family.inputs()
+    r = explain(family.model().double(), kwargs, family.value, method="attnlrp", at=["L0", "L1", "L1.in"], layers=True)
+    assert torch.equal(r.latents["L1.in"], r.latents["L0"]) and not torch.equal(r.latents["L1"], r.latents["L0"])
+    close(total(r.latents["L0"]), r.ledger.layers["L0"])
+    assert r.ledger.layers.keys() == {"L0"}  # the ledger taps modules, and this is the first run of one

@@ -27,7 +27,7 @@ LEVELS = [
     ["relevance", "pattern", "check"],
     ["latents", "positions"],
     ["attention", "approximation", "way"],
-    ["baselines", "captum"],
+    ["baselines", "captum", "lrp"],
     ["view"],
     ["zoo"],
     ["data"],
