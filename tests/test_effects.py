@@ -1,7 +1,7 @@
 """Effects: equal to plain runs with the mediator changed, whatever is not computed again, and to their identities."""
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import numpy
 import pytest
@@ -13,15 +13,17 @@ from torch import nn
 from torch.testing import assert_close
 
 import relprop
+from relprop import mediation
 from relprop.check import statistics
 from relprop.errors import Undefined
 from relprop.intervene import Given, Mean, Resample, Site, Zero, intervened, parts
-from relprop.mediation import KL, Difference, LogOdds, Ratio, Value, effects, experiment, mediators_of
+from relprop.mediation import KL, Difference, LogOdds, Ratio, Value, experiment, mediators_of
 from relprop.mediation.outcome import outcome
 from relprop.mediation.statistic import benjamini_hochberg, intervals, sign_flip
 from relprop.result import Effects
 from relprop.subject import Subject
 
+effects = partial(mediation.effects, resamples=99)
 GENERATIVE = ["gpt2", "gpt-neox", "opt", "bloom", "llama-eager", "mistral", "qwen3", "gemma2", "phi3"]
 
 
@@ -114,6 +116,58 @@ def test_what_saves_passes_is_in_use(name):
     paths = [kept.call.path for kept in first.recording.before(first.recording.when[spots[0].tap])]
     layers = parts(model(name), base.args, base.kwargs).layers
     assert layers[0].path in paths and layers[1].path not in paths and len(paths) > 3
+
+
+def others(name):
+    """Models whose modules are called in other ways: layers that share a module, experts that see some tokens, a
+    decoder that attends to an encoder.
+    """
+    import transformers as hf
+
+    torch.manual_seed(0)
+    small = dict(vocab_size=40, hidden_size=16, num_attention_heads=2, intermediate_size=24, max_position_embeddings=32)
+    models = {
+        "albert": lambda: hf.AlbertForSequenceClassification(hf.AlbertConfig(**small, num_hidden_layers=3, num_labels=3,
+                                                                             embedding_size=8, initializer_range=0.3)),
+        "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**small, num_hidden_layers=2, num_key_value_heads=1,
+                                                                  num_local_experts=4, initializer_range=0.3,
+                                                                  experts_implementation="eager")),
+        "t5": lambda: hf.T5ForConditionalGeneration(hf.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24,
+                                                                num_layers=2, num_heads=2, pad_token_id=0,
+                                                                decoder_start_token_id=0))}
+    return models[name]().double().eval()
+
+
+@pytest.mark.parametrize("name, ask, at", [
+    ("albert", 1, ["L0.attn.H1", "L2.attn.H0", "L1"]), ("mixtral", LogOdds(5, [6, 7]), ["L0.attn.H1", "L1.attn", "L0"]),
+    ("t5", LogOdds(5, [6, 7]), ["L1.attn.H1", "L3.cross.H0", "L3.attn.H1", "L2.cross.H1.pattern"])])
+def test_effects_where_modules_are_called_otherwise(name, ask, at):
+    base, other = two("gpt2")
+    subject = Subject.from_module(others(name))
+    found = effects(subject, base, other, ask, at=at, kind="indirect")
+    base, other = subject.prepare(base), subject.prepare(other)
+    pairs = outcome(ask).pairs(subject, base, other)
+    for index, site in enumerate(at):
+        answers = []
+        for mine, more in pairs:
+            with torch.no_grad(), intervened(subject.model, {site: Resample(more.batch)}):
+                output = subject.forward(mine.batch)
+            rows = torch.arange(3)
+            z = output if mine.at is None else output.logits[rows[:, None], mine.at]
+            answers.append(mine.answer(z if mine.tokens is None else z[..., mine.tokens], rows))
+        assert_close(found.indirect_outcome[index], outcome(ask).value(answers), **CLOSE)
+        assert found.indirect[index].abs().max() > 1e-9, site
+
+
+def test_positions_by_name_and_of_patches():
+    base, other = two("gpt2")
+    named = effects(model("gpt2"), base, other, Ratio(5, 6), at="L0.mlp@job", spans={"job": [[2], [2, 3], [3]]})
+    each = [effects(model("gpt2"), base, other, Ratio(5, 6), at=f"L0.mlp@{place}").indirect[0, row]
+            for row, place in enumerate(["2", "2,3", "3"])]
+    assert_close(named.indirect[0], torch.stack(each))
+    pixels, changed = two("hf-vit")
+    patch = effects(model("hf-vit"), pixels, changed, 1, at=["L0@p3", "L0@4", "L0@cls"])
+    assert torch.equal(patch.indirect[0], patch.indirect[1]) and not torch.equal(patch.indirect[0], patch.indirect[2])
 
 
 def test_narrowing_is_left_out_where_positions_mix_behind_the_last_attention():

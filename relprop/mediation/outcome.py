@@ -6,7 +6,7 @@ what to read there. Reference: Vig et al. 2020 (Causal mediation analysis for in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -235,6 +235,8 @@ class Pair(Outcome):
             return [_single(batch, candidates, self.only_odds)]
         if subject.task == "fill-mask":
             return _masked(subject, batch, candidates, self.normalised, self.following)
+        if "decoder_input_ids" in batch.kwargs:
+            return [_decoded(batch, one, side, self.normalised) for side, one in enumerate(candidates)]
         return [_continued(subject, batch, one, side, self.normalised) for side, one in enumerate(candidates)]
 
     def _of_classes(self, subject: Subject, batch: Batch) -> Question:
@@ -338,14 +340,30 @@ def _continued(subject: Subject, batch: Batch, candidate: list[list[int]], side:
     """The question of a candidate behind each prompt; its last token need not be read by the model."""
     prompts = [_tokens(batch, row) for row in range(batch.rows)]
     whole = _batch(subject, [prompt + ids[:-1] for prompt, ids in zip(prompts, candidate)])
-    P = max(map(len, candidate))
-    sizes, lengths = torch.tensor([*map(len, prompts)]), torch.tensor([*map(len, candidate)])[:, None]
-    step = torch.arange(P).expand(batch.rows, P)
+    sizes = torch.tensor([*map(len, prompts)])[:, None]
+    prompt = torch.arange(whole.kwargs["input_ids"].shape[1]) < sizes
+    step, answer = _steps(candidate, side, normalised)
+    return Question(whole, sizes - 1 + step, answer, prompt)
+
+
+def _decoded(batch: Batch, candidate: list[list[int]], side: int, normalised: bool) -> Question:
+    """The question of a candidate that a decoder gives, behind what it has begun with."""
+    begun = batch.kwargs["decoder_input_ids"]
+    P = max(map(len, candidate)) - 1
+    added = torch.tensor([(ids[:-1] + ids[-1:] * P)[:P] for ids in candidate], dtype=begun.dtype)  # (B, P)
+    whole = replace(batch, kwargs={**batch.kwargs, "decoder_input_ids": torch.cat([begun, added.to(begun.device)], 1)})
+    step, answer = _steps(candidate, side, normalised)
+    return Question(whole, begun.shape[1] - 1 + step, answer, None)
+
+
+def _steps(candidate: list[list[int]], side: int, normalised: bool) -> tuple[Tensor, Callable[[Any, Tensor], Tensor]]:
+    """How far behind the last token that is there each token of a candidate is read, (B, P), and what is read there."""
+    P, lengths = max(map(len, candidate)), torch.tensor([*map(len, candidate)])[:, None]
+    step = torch.arange(P).expand(len(candidate), P)
     weight = (step < lengths).double() / (lengths if normalised else 1)  # (B, P)
     tokens = torch.tensor([(ids + ids[-1:] * P)[:P] for ids in candidate])[None]  # (1, B, P)
-    prompt = torch.arange(whole.kwargs["input_ids"].shape[1]) < sizes[:, None]
     answer = lambda z, rows: _log_probabilities(z, tokens[:, rows], weight[rows], (side,))
-    return Question(whole, sizes[:, None] - 1 + step.minimum(lengths - 1), answer, prompt)
+    return step.minimum(lengths - 1), answer
 
 
 def _log_probabilities(z: Tensor, tokens: Tensor, weight: Tensor, sides: tuple[int, ...]) -> Tensor:
