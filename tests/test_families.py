@@ -27,7 +27,7 @@ ROWS = 1e-9
 CONSTANTS = {"biases", "position embeddings", "token type embeddings", "class token", "distillation token",
              "register tokens", "mask token", "other constants", "activations", "rounding"}
 """What any composite may lose to: constants of the model ("activations": f(0)), and rounding, which is bounded."""
-LOSSES = {"attnlrp": {"softmax"}, "attnlrp-gamma": {"softmax", "stabilizer"},
+LOSSES = {"attnlrp": {"softmax"}, "attnlrp-path": {"softmax"}, "attnlrp-gamma": {"softmax", "stabilizer"},
           "attnlrp-vision": {"softmax", "stabilizer"}, "cp-lrp": set(), "gamma": {"stabilizer"},
           "epsilon": {"stabilizer"}, "deep-taylor": {"stabilizer"},
           "gradient": {"softmax", "norms", "activations", "products"}}
