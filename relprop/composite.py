@@ -159,8 +159,9 @@ def attnlrp_vision(pixels: float = 10.0, dense: float = 0.02, read: float = 0.1)
     What the README's benchmark of digits has chosen, by canvases that are not among those of its table. LRP-gamma in
     linear maps, as `attnlrp_gamma`, but: strong where pixels are read, where it makes maps clean; faint in the layers,
     where it hides what speaks against a class; a little stronger where attention reads; and none where attention writes
-    and classes are read, where it mixes the classes. Pixels count from their picture's median colour on
-    (`linear.grounded`), so that the ground has no relevance. Maps of other names follow `dense`. Not conservative.
+    and classes are read, where it mixes the classes. Pixels count by how far they are from their picture's median
+    colour (`linear.grounded`), so that the ground has no relevance. Maps of other names follow `dense`. Not
+    conservative.
 
     Args: pixels, dense, read: gamma of the map that reads the pixels, of linear maps, and of those that attention reads
         by.

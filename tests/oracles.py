@@ -33,7 +33,7 @@ OPTIONS: dict[Rule, list[dict[str, Any]]] = {
     linear.w_square: [{}, {"bias": False}],
     linear.z_box: [{}, {"low": -3.0, "high": 4.0}, {"low": torch.tensor(0.0)}],
     linear.grounded: [{"ground": 0.3}, {"ground": torch.tensor(-1.5), "rule": partial(linear.gamma, gamma=1.5)},
-                      {"ground": 0.3, "rule": linear.z_plus}],
+                      {"ground": 0.3, "rule": linear.epsilon}],
     matmul.epsilon: [{}, {"eps": 0.25}],
     add.epsilon: [{}, {"eps": 0.25}],
     pool.epsilon: [{}, {"eps": 0.25}]}
@@ -167,8 +167,13 @@ def z_box(x: Tensor, W: Tensor, b: Tensor, R: Tensor, *, low: Tensor | float | N
 @of(linear.grounded)
 def grounded(x: Tensor, W: Tensor, b: Tensor, R: Tensor, *, rule: Rule = linear.zero, ground: Tensor | float,
              ) -> tuple[Tensor, Tensor]:
-    ground = torch.zeros_like(x) + ground
-    return oracle(rule)(x - ground, W, b + (ground * W).sum(1), R)
+    of_units = []
+    for tiny in (1e-100, -1e-100):  # relevance per unit of an entry that is zero, from both sides
+        near = torch.where(x == 0, tiny, x)
+        of_x, of_b = oracle(rule)(near, W, b, R)
+        of_units.append(of_x / near)
+    of_unit = sum(of_units) / 2
+    return (x - ground) * of_unit, of_b + (ground * of_unit).sum()
 
 
 # -- pools: the same without a bias ------------------------------------------------------------------------------------

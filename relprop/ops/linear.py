@@ -199,21 +199,21 @@ def z_box(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, low: Tensor | floa
 
 def grounded(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, rule: Rule = zero,
              ground: Tensor | float | None = None, eps: float | None = None) -> Shares:
-    """Another rule of what stands out from the ground m: x W + b read as (x - m) W + (b + m W).
+    """Another rule, expanded at the ground m of a picture instead of at zero: what stands out from it is relevant.
 
-    With LRP-0, R_i = sum_j (x_i - m_i) w_ij R_j / z_j, a Taylor expansion at m (Montavon et al. 2017, eq. 2, the root
-    given). A pixel of the ground's own colour gets nothing: what the model makes of a picture that is all ground is a
-    constant, and is booked with the bias. Zero, which LRP-0 starts from, is just another grey of a normalised picture.
-    Conserves as `rule` does, up to b + m W. For pixels.
+    R_i = (x_i - m_i) R'_i / x_i, R' what `rule` gives; of LRP-0, sum_j (x_i - m_i) w_ij R_j / z_j, a Taylor expansion
+    at m (Montavon et al. 2017, eq. 2, the root given). A pixel of the ground's own colour gets nothing. Zero, where
+    other rules start, is just another grey of a normalised picture. Conserves as `rule` does, up to the ground's part
+    sum_i m_i R'_i / x_i, which is a constant's and booked with the bias. For pixels.
 
-    Args: rule: of the map from x - m. ground: broadcasts to x; None takes each row's own median colour (where the
-        channels are not known, its median entry), what `check.removal` puts in the place of a patch.
+    Args: rule: of the same map. ground: broadcasts to x; None takes each row's own median colour (where the channels
+        are not known, its median entry), what `check.removal` puts in the place of a patch.
     """
     m = _median(x, affine) if ground is None else torch.as_tensor(ground, dtype=x.dtype, device=x.device)
-    m = m.expand_as(x)
-    constant = affine.product(m, affine.weight) + affine.bias_part(lambda b: b)
-    shares = Shares(*rule(x - m, y, g, replace(affine, bias=constant)))
-    return Shares(shares.x * (x - m) / stabilize(x, eps), shares.bias)
+    shares = Shares(*rule(x, y, g, affine))
+    kept = (m * shares.x).flatten(1).sum(1).reshape(-1, *[1] * (y.dim() - 1)) / y[0].numel()  # evenly over y
+    taken = kept.expand_as(y) if shares.bias is None else kept + shares.bias
+    return Shares(shares.x * (x - m) / stabilize(x, eps), taken)
 
 
 def _median(x: Tensor, affine: Affine) -> Tensor:
