@@ -131,6 +131,13 @@ def z_plus(x: Tensor, W: Tensor, b: Tensor, R: Tensor, *, bias: bool = False) ->
     return spread(split(parts)[0], split(b)[0] if bias else torch.zeros_like(b), R)
 
 
+@of(linear.z_plus_whole)
+def z_plus_whole(x: Tensor, W: Tensor, b: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
+    R = R.where((x * W).any(1) | (b != 0), 0.0)  # an output that nothing reaches is zero, and holds no relevance
+    of_x, nothing = z_plus(x, W, b, R)
+    return of_x * (sum(R.tolist()) / sum(of_x.tolist()) if of_x.any() else 0.0), nothing
+
+
 @of(linear.z_plus_apart)
 def z_plus_apart(x: Tensor, W: Tensor, b: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
     found = [spread(sign(x) * sign(W), torch.zeros_like(b), R)[0]
@@ -301,6 +308,11 @@ def add_ratio(a: Tensor, b: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
 
 @of(add.ratio_of_all)
 def add_ratio_of_all(a: Tensor, b: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
+    return add_ratio(a, b, R)
+
+
+@of(add.ratio_of_moving)
+def add_ratio_of_moving(a: Tensor, b: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
     return add_ratio(a, b, R)
 
 

@@ -13,7 +13,7 @@ from tiny import bert, images, targets, text, vit
 from torch import Tensor, nn
 
 from relprop import composite
-from relprop.attention import METHODS, rollout
+from relprop.attention import METHODS, RULES, rollout
 from relprop.attention.generic import Joint, Link, aggregate, fused, normalised
 from relprop.explain import explain
 from relprop.pattern import attend
@@ -317,6 +317,69 @@ def test_baselines_of_detr(index):
     of_features, of_queries = (rollout([p.weights for p in found if (p.queries, p.keys) == (name, name)])
                                for name in ("0", None))
     same((of_queries.mT @ cross @ of_features)[0, query], out[f"{prefix}rollout"], RUN)
+
+
+class Placed(nn.Module):
+    """A model that knows the positions of its features itself, as a constant."""
+
+    def __init__(self, inner: nn.Module, place: Tensor) -> None:
+        super().__init__()
+        self.inner, self.place = inner, place
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        return self.inner(features, self.place)
+
+
+def with_relevance_of_detr(index: int, rules: str) -> tuple[Tensor, Tensor]:
+    """The map of the case with the relevance of attention in its place, (Y X,), and the original's."""
+    about, tensors, out = case("detr")
+    wanted = about["targets"][index]
+    model = Placed(filled(Detector(about), tensors), tensors["input.position_encoding"])
+    batch = Batch((tensors["input.features"],), {}, 1, TensorUnits((1, 12, 3, 4)))
+    asked = targets(lambda output: output["logits"][:, wanted["query"], wanted["class"]], batch)
+    found = generic(Subject(model), batch, asked, relevance=True, rules=rules)
+    return found.map[0].double().flatten(), out[f"{wanted['prefix']}generic_with_lrp"]
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_detr_with_relevance(index):
+    same(*with_relevance_of_detr(index, "chefer-detr"), RUN)
+
+
+@pytest.mark.parametrize("wrong", ["add", "linear"])
+def test_detr_needs_each_of_its_rules(wrong, monkeypatch):
+    """Position embeddings that take their share, and maps that lose what no input contributed to."""
+    one_off = composite.chefer_detr().but(rules={wrong: composite.chefer().rules[wrong]})
+    monkeypatch.setitem(RULES, "one-off", lambda: one_off)
+    found, expected = with_relevance_of_detr(0, "one-off")
+    assert (found - expected).abs().max() > 1e-4 * expected.abs().max()
+    with pytest.raises(AssertionError):
+        same(found, expected, RUN)
+
+
+class Asking(nn.Module):
+    """Two learned queries that attend to each other, then to the input, of which they hold zero times if `moved`."""
+
+    def __init__(self, moved: bool = False) -> None:
+        super().__init__()
+        self.moved, self.queries = moved, nn.Parameter(torch.randn(1, 2, 8))
+        self.own, self.across, self.head = Attention(8, 2), Attention(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.queries.expand(len(x), -1, -1)
+        y = y + 0 * x.mean(1, keepdim=True) if self.moved else y
+        y = self.own(y, y, y)
+        return self.head(y + self.across(y, x, x)).mean(1)
+
+
+def test_a_pattern_of_constants_has_the_relevance_that_it_has_when_they_move(seed):
+    model, x = Asking().double(), torch.randn(2, 4, 8).double()
+    moving = Asking(moved=True).double()
+    moving.load_state_dict(model.state_dict())
+    for rules in (composite.chefer(), composite.chefer_detr()):
+        found, expected = (attend(one, (x,), {}, lambda y: y[:, 1], composite=rules).patterns[0].relevance
+                           for one in (model, moving))
+        same(found, expected, 1e-9)
 
 
 # What must hold ------------------------------------------------------------------------------------------------------

@@ -186,6 +186,31 @@ def test_a_part_that_is_empty_takes_nothing(rule, share):
     assert_same(found.sum(1), (1 - share) * R.sum(1), empty=share == 1)
 
 
+def dead_output(*shape: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x (B, ..., 6), W (5, 6) and R (B, ..., 5): to the first output nothing contributes positively."""
+    x, W, R = torch.rand(*shape, 6, dtype=torch.float64), randn(5, 6), randn(*shape, 5)
+    W[0] = -W[0].abs()
+    return x, W, R
+
+
+def test_what_an_output_without_positive_part_had_is_shared_within_its_row():
+    x, W, R = dead_output(3, 4)
+    (found,), _ = propagated(lambda x: F.linear(x, W), [x], R, {"linear": linear.z_plus_whole})
+    (less,), _ = propagated(lambda x: F.linear(x, W), [x], R, {"linear": linear.z_plus})
+    assert_same(found.flatten(1).sum(1), R.flatten(1).sum(1))
+    assert_same(less.flatten(1).sum(1), R[..., 1:].flatten(1).sum(1))
+    assert_same(found, less * (R.flatten(1).sum(1) / less.flatten(1).sum(1))[:, None, None])
+
+
+def test_the_whole_of_a_row_is_found_wherever_the_row_is():
+    x, W, R = dead_output(3, 4)
+    expected = propagated(lambda x: F.linear(x, W), [x], R, {"linear": linear.z_plus_whole})[0][0]
+    for run in (lambda x: F.linear(x.transpose(0, 1), W).transpose(0, 1),
+                lambda x: F.linear(x.reshape(12, 6), W).reshape(3, 4, 5)):
+        (found,), _ = propagated(run, [x], R, {"linear": linear.z_plus_whole})
+        assert_same(found, expected)
+
+
 @parametrize("rule", [linear.z_box, linear.w_square, linear.flat], ids=name)
 def test_exact_zeros_further_up_keep_nothing_and_the_books_close(rule):
     x, W, V = randn(2, 4), randn(5, 4), randn(3, 5)

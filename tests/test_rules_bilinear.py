@@ -180,13 +180,27 @@ def test_sum(function, rule):
 @parametrize("first", [True, False])
 @parametrize("rule", variants(add), ids=name)
 def test_a_constant_term_absorbs_its_share(rule, first):
-    """Entry by entry, and by `ratio_of_all` alone as the rule shares between terms that move."""
+    """Entry by entry; by `ratio_of_all` alone as the rule shares between terms that move, and by `ratio_of_moving` it
+    has none.
+    """
     a, b, R = randn(3, 4, 2), randn(1, 4, 2), randn(3, 4, 2)
     (found,), absorbed = propagated(lambda a: a + b if first else torch.add(b, a), [a], R, {"add": rule})
+    if rule is add.ratio_of_moving:
+        assert_same(found, R)
+        assert absorbed["other constants"].abs().max() < 1e-12
+        return
     pairs = by_oracle(add.ratio if rule is add.ratio_of_all else add.zero, a, b.expand_as(a), R)
     of_a, of_b = (torch.stack(part) for part in pairs)
     assert_same(found, of_a)
     assert_same(absorbed["other constants"], of_b.flatten(1).sum(1))
+
+
+def test_a_term_that_is_zero_leaves_all_to_the_constant():
+    a, b, R = randn(3, 4), randn(1, 4), randn(3, 4)
+    a[:, 1] = 0
+    (found,), absorbed = propagated(lambda a: a + b, [a], R, {"add": add.ratio_of_moving})
+    assert_same(found, R.where(a != 0, 0.0))
+    assert_same(absorbed["other constants"], R[:, 1])
 
 
 @parametrize("rule", variants(add), ids=name)

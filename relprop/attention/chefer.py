@@ -27,7 +27,8 @@ from ..tokens import Batch, TextUnits
 from .readout import mapped, read_from
 from .rollout import check_square, raw_attention
 
-RULES: dict[str, Callable[[], Composite]] = {"chefer": composite.chefer, "chefer-lrp": composite.chefer_lrp}
+RULES: dict[str, Callable[[], Composite]] = {"chefer": composite.chefer, "chefer-lrp": composite.chefer_lrp,
+                                             "chefer-detr": composite.chefer_detr}
 
 
 def transformer_attribution(subject: Subject, batch: Batch, targets: Targets, *, start_layer: int = 0,

@@ -205,7 +205,8 @@ def generic_attention(subject: Subject, batch: Batch, targets: Targets, *, start
 
     Args: start_layer: first layer to count of each kind of attention; -1: the last alone, as the code does for CLIP.
         normalize_self, apply_self_in_rule_10, undefined: of `aggregate`, for models with cross-attention.
-        relevance: LRP relevance in place of attention, by `rules`, "chefer" or "chefer-lrp"; `use_lrp` in the code.
+        relevance: LRP relevance in place of attention, `use_lrp` in the code, by `rules`: "chefer", "chefer-detr" as
+        the code has it for DETR, or "chefer-lrp".
         at: addresses whose activation x gradient is kept; a forward and a backward more.
     Returns: map (B, T) for text, zero at the position that is read, which holds itself, or (B, Y, X), each patch's
         share divided evenly over its pixels. `inputs`: likewise for every input that attention reaches. Never negative;

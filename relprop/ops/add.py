@@ -1,7 +1,8 @@
 """Sums of two terms: skip connections, position embeddings, masks and biases.
 
 References: Bach et al. 2015 (On pixel-wise explanations), Achtibat et al. 2024 (AttnLRP, eq. 8), Chefer et al. 2021
-(Transformer interpretability beyond attention visualization, eqs. 9 and 10).
+(Transformer interpretability beyond attention visualization, eqs. 9 and 10), Chefer et al. 2021b (Generic
+attention-model explainability, its code).
 """
 
 from typing import Any
@@ -51,11 +52,28 @@ def ratio(a: Tensor, b: Tensor, y: Tensor, g: Tensor, *, eps: float | None = Non
 def ratio_of_all(a: Tensor, b: Tensor, y: Tensor, g: Tensor, *, eps: float | None = None) -> tuple[Tensor, Tensor]:
     """`ratio`, also where one term is a constant, such as position embeddings (Chefer et al. 2021, their code).
 
-    R_a = a R / (a + b) times |A| / (|A| + |B|) sum R / A, with A the sum of a R / (a + b) over a row. By every other
-    rule a constant keeps b R / (a + b); here it takes |B| / (|A| + |B|) of the row's R. Conserves up to what constants
-    take.
+    R_a = a R / (a + b) times |A| / (|A| + |B|) sum R / A, with A the sum of a R / (a + b) over a row, so that a
+    constant takes |B| / (|A| + |B|) of the row's R. Conserves up to what constants take.
     """
     return ratio(a, b, y, g, eps=eps)
+
+
+def ratio_of_moving(a: Tensor, b: Tensor, y: Tensor, g: Tensor, *, eps: float | None = None) -> tuple[Tensor, Tensor]:
+    """`ratio`; where one term is a constant, such as position embeddings, the other takes it all (Chefer et al. 2021b,
+    their code for DETR).
+
+    R_a = R_(a + b) where b is a constant. Strictly conservative, except where such an a is exactly zero.
+    """
+    return ratio(a, b, y, g, eps=eps)
+
+
+def _passed(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """R_a = R, R_b = 0."""
+    return (y * g / a).masked_fill_(a == 0, 0), torch.zeros_like(g)
+
+
+BESIDE_CONSTANTS: dict[Rule, Rule] = {ratio_of_all: ratio_of_all, ratio_of_moving: _passed}
+"""Rules that say how a term shares with a constant, second; by every other rule a constant keeps b R / (a + b)."""
 
 
 def by_row(rule: Rule, rows: Rows) -> Rule:
@@ -116,7 +134,7 @@ def _sum(call: Call, a: Any, b: Any, sign: float, run: Any) -> Tensor:
         rule = call.rule if call.rows is None else by_row(call.rule, call.rows)
         return Binary.apply(a_full, b_full, torch.add, rule, call.journal, STABILIZER)
     name = call.origin(b) if isinstance(b, Tensor) and dependent(a) else None
-    if call.rule is ratio_of_all and isinstance(a, Tensor) and isinstance(b, Tensor) and not _masks(b, a):
+    if call.rule in BESIDE_CONSTANTS and isinstance(a, Tensor) and isinstance(b, Tensor) and not _masks(b, a):
         return _with_constant(call, a, b, sign, run)
     constant = (b if sign == 1 else b * sign) if dependent(a) else a
     y = run(a, b)
@@ -125,9 +143,9 @@ def _sum(call: Call, a: Any, b: Any, sign: float, run: Any) -> Tensor:
 
 
 def _with_constant(call: Call, a: Tensor, b: Tensor, sign: float, run: Any) -> Tensor:
-    """run(a, b) = a + sign b, one of them a constant that shares as any term does."""
-    constant = b * sign if dependent(a) else a
-    rule = call.rule if call.rows is None else by_row(call.rule, call.rows)
+    """run(a, b) = a + sign b, one of them a constant that shares by a rule of its own."""
+    constant, rule = b * sign if dependent(a) else a, BESIDE_CONSTANTS[call.rule]
+    rule = rule if call.rows is None else by_row(rule, call.rows)
 
     def of_moving(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
         full = constant.expand(g.shape)

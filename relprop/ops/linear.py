@@ -8,8 +8,9 @@ up it cannot be carried on and the stabilizer takes it.
 
 References: Bach et al. 2015 (On pixel-wise explanations), Montavon et al. 2017 (Deep Taylor decomposition),
 Montavon et al. 2019 (Layer-wise relevance propagation: an overview), Lapuschkin et al. 2019 (Unmasking Clever Hans
-predictors), Chefer et al. 2021 (Transformer interpretability beyond attention visualization), Andéol et al. 2022
-(Learning domain invariant representations by joint Wasserstein distance minimization).
+predictors), Chefer et al. 2021 (Transformer interpretability beyond attention visualization), Chefer et al. 2021b
+(Generic attention-model explainability, its code), Andéol et al. 2022 (Learning domain invariant representations by
+joint Wasserstein distance minimization).
 """
 
 import threading
@@ -25,7 +26,7 @@ from torch.autograd import Function
 
 from ..numerics import EPS, stabilize
 from .call import Alternating, Call, Rule, dependent
-from .journal import BIAS, STABILIZER, Journal
+from .journal import BIAS, STABILIZER, Journal, Rows
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,18 @@ def z_plus(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None
     return Shares(g_x, 2 * b * s if isinstance(b, Tensor) else None)
 
 
+def z_plus_whole(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None = None) -> Shares:
+    """`z_plus`, with each row of the batch brought to the sum of its R (Chefer et al. 2021b, their code for DETR).
+
+    R_i = R_i' sum_j R_j / sum_i R_i' with R' that of z-plus and sums over all of a row: what outputs without a positive
+    contribution had is shared by all inputs. Strictly conservative, unless z-plus leaves nothing of a row. x (B, ...).
+    """
+    found = z_plus(x, y, g, affine, eps=eps).x
+    wanted, got = ((t * per_unit).flatten(1).sum(1) for t, per_unit in ((y, g), (x, found)))
+    factor = (wanted / got).masked_fill_(got == 0, 0)
+    return Shares(found * factor.reshape(-1, *(1,) * (x.dim() - 1)), None)
+
+
 def alpha_beta(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, alpha: float = 2.0, beta: float = 1.0,
                eps: float | None = None, bias: bool = True) -> Shares:
     """LRP-alpha-beta: R_i = sum_j (alpha z_ij+ / z_j+ - beta z_ij- / z_j-) R_j with z_ij = x_i w_ij and z_j the same
@@ -238,6 +251,30 @@ def z_plus_apart(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float 
 
 ROW_BY_ROW = frozenset({zero, epsilon, gamma, z_plus, z_plus_apart, alpha_beta, flat, w_square})
 """Rules that look at one row of x at a time, so that rows without relevance may be left out."""
+OF_WHOLE_ROWS = frozenset({z_plus_whole})
+"""Rules that look at all that belongs to a row of the batch, which has to come first."""
+
+
+def by_row(rule: Rule, rows: Rows) -> Rule:
+    """The rule of a linear layer on tensors that hold the rows of the batch first, wherever the model has them."""
+    if isinstance(rule, Alternating):
+        return replace(rule, rule=by_row(rule.rule, rows))
+
+    def moved(x: Tensor, y: Tensor, g: Tensor, affine: Affine) -> Shares:
+        dim = rows.dim(g, sure=True)
+        if dim is None:  # what comes out of it is not used
+            return rule(x, y, g, affine)
+        shape = x.movedim(dim, 0).shape
+        whole = (t.movedim(dim, 0).reshape(rows.count, -1, t.shape[-1]) for t in (x, y, g))
+        return Shares(rule(*whole, affine).x.reshape(shape).movedim(0, dim), None)
+
+    return moved
+
+
+def _inner(rule: Rule) -> Rule:
+    """The function itself, without its options."""
+    inner = rule.rule if isinstance(rule, Alternating) else rule
+    return inner.func if isinstance(inner, partial) else inner
 
 
 class Ruled(Function):
@@ -308,9 +345,8 @@ def _scattered(some: Tensor, rows: Tensor, g: Tensor) -> Tensor:
 
 def _by_used_rows(rule: Rule, x: Tensor, y: Tensor, g: Tensor, affine: Affine) -> Any:
     """The rule, without the rows of a linear layer that hold no relevance, where it takes each row by itself."""
-    inner = rule.rule if isinstance(rule, Alternating) else rule
-    inner = inner.func if isinstance(inner, partial) else inner
-    rows = _used(g.reshape(-1, g.shape[-1])) if affine.outputs is not None and inner in ROW_BY_ROW else None
+    apart = affine.outputs is not None and _inner(rule) in ROW_BY_ROW
+    rows = _used(g.reshape(-1, g.shape[-1])) if apart else None
     if rows is None:
         return rule(x, y, g, affine)
     x_rows, y_rows, g_rows = (t.reshape(-1, t.shape[-1])[rows] for t in (x, y, g))
@@ -346,7 +382,8 @@ def run_affine(call: Call, x: Tensor, run: Callable[[Tensor], Tensor], affine: A
         if affine.bias is not None:
             call.constant(affine.bias, y, BIAS)
         return y
-    return Ruled.apply(x, run, affine, call.rule, call.journal)
+    together = affine.outputs is not None and call.rows is not None and _inner(call.rule) in OF_WHOLE_ROWS
+    return Ruled.apply(x, run, affine, by_row(call.rule, call.rows) if together else call.rule, call.journal)
 
 
 def linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

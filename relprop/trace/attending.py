@@ -230,6 +230,7 @@ class Attending(Interception):
 
     def _two_ways(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
         leaves, rebuild = tree_flatten((list(args), dict(kwargs)))
+        leaves = _met(leaves) if op.kind == "matmul" else leaves
         places = [i for i, leaf in enumerate(leaves) if dependent(leaf)]
         held = tuple(hasattr(leaves[i], _HELD) for i in places)
         call = self._call(op.kind, func, args)
@@ -315,10 +316,19 @@ class Attending(Interception):
         return output
 
 
+def _met(operands: list[Any]) -> list[Any]:
+    """The operands of a product. Of a pattern of constants with constant values both move, so that the pattern has its
+    share and no more, as any other.
+    """
+    if not any(getattr(x, _PATTERN).is_leaf for x in operands if hasattr(x, _PATTERN)):
+        return operands
+    return [x.detach().requires_grad_() if isinstance(x, Tensor) and not dependent(x) else x for x in operands]
+
+
 def _linear_in_one(call: Call, leaves: list[Any], place: int) -> bool:
     """Whether a call of one moving operand is linear in it, so that its rule is its gradient."""
     if call.kind == "add":
-        return call.rule is not add.ratio_of_all
+        return call.rule not in add.BESIDE_CONSTANTS
     name = getattr(call.func, "__name__", "")
     return call.kind in ("matmul", "mul") and not ("div" in name and (place > 0 or name.startswith("__r")))
 
