@@ -29,6 +29,7 @@ from .rollout import check_square, raw_attention
 
 RULES: dict[str, Callable[[], Composite]] = {"chefer": composite.chefer, "chefer-lrp": composite.chefer_lrp,
                                              "chefer-detr": composite.chefer_detr}
+"""By name: the rules of the method, of the LRP baselines in its code, and of the later code for DETR."""
 
 
 def transformer_attribution(subject: Subject, batch: Batch, targets: Targets, *, start_layer: int = 0,
@@ -41,7 +42,7 @@ def transformer_attribution(subject: Subject, batch: Batch, targets: Targets, *,
     not. Cost: one forward and two backwards.
 
     Args: start_layer: first layer to count; the code's scripts use 1 for images and 0 for texts. normalize: each A_l'
-        to rows that sum to one; None: as in the code, for texts and not for images. rules: "chefer" or "chefer-lrp".
+        to rows that sum to one; None: as in the code, for texts and not for images. rules: a name of `RULES`.
         at: addresses whose relevance under the rules is kept, from 1 at the target; a forward and a backward more.
     Returns: map (B, T) for text, where the position that is read has the least entry of its row in place of its own,
         or (B, Y, X), each patch's share divided evenly over its pixels. Never negative; no unit.
@@ -94,7 +95,7 @@ def full_lrp(subject: Subject, batch: Batch, targets: Targets, *, rules: str = "
     composite itself: `method=relprop.composite.chefer()`. Departure from the code: in texts the first token keeps its
     relevance. Cost: one forward and one backward; for texts, a forward of one row more.
 
-    Args: rules: "chefer" or "chefer-lrp". at: addresses whose relevance is kept, see `relprop.latents`.
+    Args: rules: a name of `RULES`. at: addresses whose relevance is kept, see `relprop.latents`.
     Returns: map (B, T) for text, summed over features, or (B, Y, X), summed over channels.
     """
     asked, first = Asked(targets, batch), FIRST if isinstance(batch.units, TextUnits) else ()
