@@ -45,7 +45,8 @@ class CompositeAttribution(Attribution):
         forward_func: how the model is called, where `model(*inputs, *additional_forward_args)` is not how; it calls
         `model`. ledger: keep the books, so that a leak is an error; about a tenth of the cost. unruled, spread_bias: as
         of `relprop.explain`.
-    Raises: TypeError for a model that is no module; ValueError for an unknown composite.
+    Raises: TypeError for a model that is no module; ValueError for an unknown composite, and for one that starts from
+        more than the input, such as "attnlrp-path".
     """
 
     composite: str | Composite | None = None
@@ -61,6 +62,9 @@ class CompositeAttribution(Attribution):
             raise ValueError(f"no composite; give one of {', '.join(composites.NAMES)}, or a Composite")
         super().__init__(model if forward_func is None else forward_func)
         self.model, self.composite = model, composites.get(chosen)
+        if self.composite.points != (1.0,):
+            raise ValueError(f"{self.composite.name} needs a text of mask tokens where its way begins, which Captum "
+                             "does not give; take relprop.explain, or the composite attnlrp")
         self._options = {"ledger": ledger, "unruled": unruled, "spread_bias": spread_bias}
 
     @log_usage(part_of_slo=True)  # as Captum's own have it: its noise tunnel looks for what this wraps

@@ -7,7 +7,7 @@
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import partial
@@ -23,7 +23,7 @@ from . import attention, baselines, composite, latents, rows, view
 from .address import Address, Spans
 from .check import ablation
 from .composite import Composite
-from .errors import RelpropError
+from .errors import RelpropError, Undefined
 from .load import load
 from .lrp import by_composite
 from .positions import NONE
@@ -186,7 +186,6 @@ positions, or patterns of them, "L*.attn.H*", none by default. For each place th
 them, its result has an entry in `latents`, by the place's text: (B, T), or of attention patterns (B, T, S), at all
 positions of the model. `explain(at=)` and `Explanation.at` ask for them, and pick positions themselves.
 """
-"""Every method by name: `method(subject, batch, targets) -> Relevance`. The presets of `composite` keep a ledger."""
 
 
 def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: object = None, *,
@@ -246,12 +245,16 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
 
 
 def compare(subject: str | Subject | nn.Module | tuple, inputs: object, target: object = None, *,
-            methods: Sequence[str | Composite] | None = None, check: bool = True, steps: int = 10, randoms: int = 20,
-            seed: int = 0, batch_size: int | None = None, show_progress: bool = False) -> Comparison:
+            methods: Sequence[str | Composite] | None = None, options: Mapping[str, dict[str, Any]] | None = None,
+            check: bool = True, steps: int = 10, randoms: int = 20, baseline: str | int | None = None, seed: int = 0,
+            batch_size: int | None = None, show_progress: bool = False) -> Comparison:
     """Several methods on the same inputs and the same targets, each checked by the same ablation.
 
+    A map that has nothing to rank stays unchecked; its `provenance` says why.
+
     Args: as of `explain` and `Explanation.check`; without `check` the maps alone. methods: None for `compared`.
-    Raises: ValueError for no method or an unknown one, before anything is run.
+        options: of methods, by name, such as {"integrated-gradients": {"n_steps": 64}}.
+    Raises: ValueError for no method or an unknown one, or options of one that is not there, before anything is run.
     """
     if methods is None:
         subject = _subject(subject)
@@ -260,21 +263,31 @@ def compare(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
     if not methods or isinstance(methods, str):
         raise ValueError(f"methods is a list of names, got {methods!r}; the methods are {', '.join(METHODS)}")
     _check_size(batch_size)
+    given = dict(options or {})
+    if unknown := [name for name in given if name not in map(_name, methods)]:
+        raise ValueError(f"options of {unknown[0]!r}, which is not among the methods {', '.join(map(_name, methods))}")
     for method in methods:
-        _method(method)
+        _method(method, options=given.get(_name(method)))
     subject = _subject(subject)
     batch = subject.prepare(inputs)
     with torch.no_grad(), settled(subject.model):
         targets = subject.targets(target, batch.rows).fixed(subject.forward(batch), batch)
     results = []
     for method in methods:
-        found = explain(subject, batch, list(targets.targets), method=method, batch_size=batch_size,
-                        show_progress=show_progress)
-        if check:
-            found.check(steps=steps, randoms=randoms, seed=seed, batch_size=batch_size or 32,
-                        show_progress=show_progress)
-        results.append(found)
+        found = explain(subject, batch, list(targets.targets), method=method, options=given.get(_name(method)),
+                        batch_size=batch_size, show_progress=show_progress)
+        results.append(_ranked(found, steps=steps, randoms=randoms, seed=seed, batch_size=batch_size or 32,
+                               baseline=baseline, show_progress=show_progress) if check else found)
     return Comparison(results)
+
+
+def _ranked(found: Explanation, **how: Any) -> Explanation:
+    """A map that has been checked, or that says why it was not: others that are compared with it have their checks."""
+    try:
+        found.check(**how)
+    except Undefined as why:
+        return replace(found, provenance=found.provenance | {"unchecked": str(why)})
+    return found
 
 
 def compared(modality: str) -> list[str]:

@@ -129,6 +129,8 @@ def test_one_address_needs_no_list(reviews):
     ({"methods": []}, ValueError, r"methods is a list of names, got \[\]"),
     ({"methods": "attnlrp"}, ValueError, "methods is a list of names, got 'attnlrp'"),
     ({"methods": ["attnlrp", "magic"]}, ValueError, "unknown method 'magic'"),
+    ({"options": {"rollout": {}}}, ValueError, "options of 'rollout', which is not among the methods attnlrp"),
+    ({"options": {"attnlrp": {"n_steps": 3}}}, ValueError, "attnlrp is a composite and has no option n_steps"),
     ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
     ({"steps": 0}, ValueError, "steps and batch_size must be at least 1"),
     ({"target": [0, 1, 0]}, ValueError, "3 targets for 2 rows"),
@@ -139,6 +141,24 @@ def test_what_cannot_be_compared(options, error, said):
     with pytest.raises(error, match=said):
         compare(model, pixels(), **{"methods": ["attnlrp"], **options})
     assert state(model) == before
+
+
+def test_a_map_that_has_nothing_to_rank_is_compared_unchecked(reviews):
+    found = compare(reviews, "A gripping, beautifully acted story.", methods=["attention-gradcam", "attnlrp"],
+                    options={"attention-gradcam": {"layer": 0}}, steps=2, randoms=2)
+    empty, ranked = found.results
+    assert not empty.map.any() and "nothing to rank" in empty.provenance["unchecked"]
+    assert ranked.map.any() and "unchecked" not in ranked.provenance
+    assert found.table()["area"].isna().tolist() == [True, False]
+
+
+def test_what_a_tokenizer_would_know_can_be_given():
+    model, ids, methods = tiny.gpt2(), torch.tensor([[3, 4, 5, 6]]), ["integrated-gradients", "attnlrp"]
+    with pytest.raises(ValueError, match="without a tokenizer there is no mask"):
+        compare(model, ids, methods=methods, steps=2, randoms=2)
+    options = {"integrated-gradients": {"baseline": tiny.MASK, "n_steps": 4}}
+    found = compare(model, ids, methods=methods, options=options, steps=2, randoms=2, baseline=tiny.MASK)
+    assert found.table()["area"].notna().all() and found.results[0].forwards == 4 + 2
 
 
 @pytest.mark.parametrize("options, said", [

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from torch import nn
 from typer.testing import CliRunner
 
 from relprop import cli, data
 from relprop.benchmark import CONTROLS, METRICS, Benchmark, benchmark, open_benchmark, shard
+from relprop.benchmark.method import listed
 from relprop.benchmark.metric import named
 from relprop.benchmark.summary import summary
 from relprop.data import Data, Example
@@ -250,6 +252,18 @@ def test_sequences_are_measured_where_the_answer_is_known(shared):
                       metrics=["relevance-mass", "auprc", "token-f1"], count=40, **QUIET)
     assert found.cell("relevance-mass", "attnlrp").mean > 0.8
     assert found.cell("auprc", "attnlrp").mean > 0.8 > found.cell("auprc", "random").high
+
+
+def test_a_token_for_what_is_removed_is_also_where_methods_start_if_there_is_no_other():
+    asked = {"methods": ["occlusion", "gradient"], "metrics": ["relevance-mass"], "count": 4, "correct_only": False}
+    model = tiny.gpt2()
+    found, given, other = (benchmark(model, "brackets", **asked, **options, **QUIET) for options in (
+        {"baseline": 3}, {"options": {"occlusion": {"baseline": 3}}}, {"options": {"occlusion": {"baseline": 4}}}))
+    assert found.about["methods"] == {**found.about["methods"], "occlusion": {"method": "occlusion", "baseline": 3},
+                                      "gradient": {"method": "gradient"}}
+    masses = [one.cell("relevance-mass", "occlusion").mean for one in (found, given, other)]
+    assert masses[0] == masses[1] != masses[2]
+    assert listed(load("reviews-bert"), ["occlusion"], baseline=3)[0].about == {"method": "occlusion"}
 
 
 # Bad input -----------------------------------------------------------------------------------------------------------

@@ -258,6 +258,8 @@ def test_bad_input_is_an_error(pixels):
         CompositeAttribution(network)
     with pytest.raises(ValueError, match="unknown composite 'lrp'; the composites are attnlrp"):
         CompositeAttribution(network, "lrp")
+    with pytest.raises(ValueError, match="attnlrp-path needs a text of mask tokens where its way begins"):
+        CompositeAttribution(network, "attnlrp-path")
     with pytest.raises(TypeError, match="relevance passes through a module, and function is none"):
         AttnLRP(lambda x: network(x))
     with pytest.raises(ValueError, match=r"target None selects \(2, 3\) of the output, expected one number"):

@@ -98,7 +98,8 @@ def benchmark(subject: str | Subject | nn.Module | tuple, data: str | PathLike |
         out: a folder; None: nothing is kept.
         options: of methods, by their name in the table, such as {"integrated-gradients": {"n_steps": 64}}.
         correct_only: leave out inputs for which the model does not decide as the data say.
-        baseline: what stands for removed units, of `check.removal`. by: "token", "word" or "patch"; see `Options`.
+        baseline: what stands for removed units, of `check.removal`; the id of a token is also the baseline of methods
+            where the model came without a tokenizer. by: "token", "word" or "patch"; see `Options`.
         seed: of everything drawn. batch_size: rows at once, and in one shard. ends: read the curves of a perturbation
             at each of so many first and last units, besides tenths, where what counts is less than a tenth of the
             input.
@@ -110,7 +111,7 @@ def benchmark(subject: str | Subject | nn.Module | tuple, data: str | PathLike |
     subject = subject if isinstance(subject, Subject) else load(subject)
     data = get(data, count=count, seed=seed)
     methods = compared(data.modality) if methods is None else methods
-    entered, measured = listed(subject, methods, options), named(metrics, subject, data)
+    entered, measured = listed(subject, methods, options, baseline=baseline), named(metrics, subject, data)
     how = Options(baseline=baseline, by=by, share=data.share, seed=seed, batch_size=batch_size, ends=ends)
     config = _config(subject, data, entered, measured, how, correct_only)
     crew = Crew.gathered(subject)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 
 import torch
 from torch import Tensor
 
-from .. import units
+from .. import neutral, units
 from ..check import control
 from ..composite import Composite
 from ..data import Data
@@ -68,11 +69,11 @@ class Method:
 
 
 def listed(subject: Subject, methods: Sequence[str | Composite] | Mapping[str, object],
-           options: Mapping[str, dict] | None = None) -> list[Method]:
+           options: Mapping[str, dict] | None = None, *, baseline: str | int | None = None) -> list[Method]:
     """The methods by what a user writes.
 
     Args: methods: names and composites, or by name in the table: a name, a composite, or a function (subject, batch,
-        targets) -> `Relevance`. options: of a method, by its name in the table.
+        targets) -> `Relevance`. options: of a method, by its name in the table. baseline: of removed units.
     Raises: ValueError for no method, one that comes twice, an unknown one, or options of one that is not there.
     """
     if isinstance(methods, str | Composite):
@@ -85,7 +86,20 @@ def listed(subject: Subject, methods: Sequence[str | Composite] | Mapping[str, o
         raise ValueError(f"options of {unknown[0]!r}, which is not among the methods {', '.join(named)}")
     if taken := [name for name in named if name in CONTROLS[1:]]:
         raise ValueError(f"{taken[0]!r} is the name of a control, which every table has; choose another name")
-    return [_method(subject, name, what, options.get(name, {})) for name, what in named.items()]
+    return [_method(subject, name, what, _start(subject, what, baseline) | options.get(name, {}))
+            for name, what in named.items()]
+
+
+def _start(subject: Subject, what: object, baseline: str | int | None) -> dict[str, int]:
+    """The token id that stands for removed ones as a method's own baseline, where the tokenizer has none to offer."""
+    takes = isinstance(what, str) and what in METHODS and "baseline" in signature(METHODS[what]).parameters
+    if not takes or not isinstance(baseline, int) or subject.modality == "image":
+        return {}
+    try:
+        neutral.token(subject.tokenizer)
+    except ValueError:
+        return {"baseline": baseline}
+    return {}
 
 
 def controls(subject: Subject, data: Data, first: Method, *, seed: int, batch_size: int) -> list[Method]:
