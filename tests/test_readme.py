@@ -48,7 +48,15 @@ def test_methods_are_listed():
     assert {*composite.NAMES, *others} == set(METHODS) and len(others) == len(set(others))
 
 
-@pytest.mark.parametrize("verb", ["explain", "compare", "check", "models", "demo"])
+def test_measures_and_data_are_listed():
+    from relprop.benchmark import CONTROLS, METRICS
+    from relprop.data import MAKERS
+
+    section = README.split("## Measure methods on your own model and data\n", 1)[1].split("\n## ", 1)[0]
+    assert not {name for name in [*METRICS, *CONTROLS, *MAKERS] if f"`{name}`" not in section}
+
+
+@pytest.mark.parametrize("verb", ["explain", "compare", "check", "benchmark", "models", "demo"])
 def test_verbs_are_shown(verb):
     assert f"relprop {verb}" in README
 
