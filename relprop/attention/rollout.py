@@ -78,7 +78,8 @@ def check_square(patterns: list[Tensor], rows: int | None = None) -> None:
     if len(shapes) > 1 or patterns[0].shape[-1] != patterns[0].shape[-2] or rows not in (None, patterns[0].shape[0]):
         found = ", ".join(str(tuple(pattern.shape)) for pattern in patterns)
         raise ValueError(f"attention cannot be followed from layer to layer through patterns of shape {found}; "
-                         "expected (B, H, T, T) with one T: no windows, no merging of tokens, no cross-attention")
+                         "expected (B, H, T, T) with one T: no windows, no merging of tokens, no cross-attention; "
+                         "take generic-attention for several inputs")
 
 
 def over_heads(pattern: Tensor, head_fusion: str, padding: Tensor | None) -> Tensor:
