@@ -1,0 +1,111 @@
+"""From a task and its mediators to outcomes, and from outcomes to effects."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import Undefined
+from ..intervene import Intervention, Spot, reference
+from ..result.effects import KINDS, SCALES, Effects
+from ..trace import Tap
+from .statistic import summary
+from .task import Found, Report, Task
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """The outcomes that effects of these kinds are made of. `there`: values that `fixed` refers to, (R, P, C)."""
+
+    task: Task
+    mediators: Mapping[str, list[Spot]]
+    kinds: tuple[str, ...]
+    fixed: Intervention | None
+    there: dict[Tap, Tensor]
+
+    @staticmethod
+    def of(task: Task, mediators: Mapping[str, list[Spot]], kinds: tuple[str, ...], fixed: Intervention | None
+           ) -> Measurement:
+        """With the run that `fixed` refers to made."""
+        taps = list(dict.fromkeys(spot.tap for spots in mediators.values() for spot in spots))
+        there = {} if fixed is None else reference(task.subject.model, fixed, taps)
+        return Measurement(task, mediators, kinds, fixed, there)
+
+    @property
+    def steps(self) -> int:
+        """How many mediators are reported as done in all."""
+        each = ("indirect" in self.kinds) + ("direct" in self.kinds) + 2 * ("controlled" in self.kinds)
+        return len(self.mediators) * len(self.task.pieces) * len(self.task.pairs) * each
+
+    def of_rows(self, rows: Tensor, report: Report | None = None) -> Found:
+        """Of some rows: "base" and "counterfactual", (R,), and what the kinds need of each mediator, (M, R)."""
+        many = list(self.mediators.values())
+        one = self.task.experiment(rows, [spot for spots in many for spot in spots], natural=self.fixed is None,
+                                   both="direct" in self.kinds or self.fixed is not None)
+        found = {"base": one.base, "counterfactual": one.counterfactual}
+        if "indirect" in self.kinds:
+            found["indirect_outcome"] = one.indirect(many, report)
+        if "direct" in self.kinds:
+            found["direct_outcome"] = one.direct(many, report)
+        if self.fixed is not None:
+            found["controlled_outcome"] = one.controlled(many, self.fixed, self.there, report)
+        return found
+
+
+def checked(kind: str | Sequence[str], scale: str, fixed: Intervention | None) -> tuple[str, ...]:
+    """The kinds of effect that are asked for.
+
+    Raises: ValueError for others, for a scale that there is not, or `fixed` where no kind needs it.
+    """
+    kinds = (kind,) if isinstance(kind, str) else tuple(kind)
+    unknown = [one for one in kinds if one not in KINDS]
+    if unknown or not kinds:
+        raise ValueError(f"kinds of effect are {', '.join(KINDS)}, not {', '.join(unknown) or 'none'}")
+    if scale not in SCALES:
+        raise ValueError(f"effects are on the scale {' or '.join(SCALES)}, not {scale!r}")
+    if ("controlled" in kinds) != (fixed is not None):
+        raise ValueError('controlled effects and fixed= go together; give kind=["controlled"], fixed=Zero()')
+    return kinds
+
+
+def result(task: Task, mediators: tuple[str, ...], found: Found, scale: str, *, resamples: int, seed: int,
+           about: dict) -> Effects:
+    """Outcomes as effects, with their summaries.
+
+    Raises: Undefined as of `check_defined`.
+    """
+    check_defined(task, found, scale)
+    names = ("indirect_outcome", "direct_outcome", "controlled_outcome")
+    about = {"model": task.subject.name,
+             "prompt_only": task.prompt_only, **about}
+    plain = Effects(mediators, found["base"], found["counterfactual"], *(found.get(name) for name in names), scale,
+                    task.outcome.name(task.subject), about=about)
+    return replace(plain, summaries={kind: summary(plain.effect(kind), resamples=resamples, seed=seed)
+                                     for kind in plain.kinds})
+
+
+def check_defined(task: Task, found: Found, scale: str) -> None:
+    """Raises: Undefined for an outcome that is the same whatever is changed, or a ratio to zero."""
+    base = found["base"]
+    rounding = 4 * torch.finfo(task.subject.dtype).eps * max(float(value.abs().max()) for value in found.values())
+    if all(bool(((value - base).abs() <= rounding).all()) for value in found.values()):
+        raise Undefined(f"the outcome is {float(base[0]):g} whatever is changed, so that no effect is defined")
+    zero = (base.abs() <= rounding).nonzero().flatten().tolist()
+    if scale == "ratio" and zero:
+        raise Undefined(f"the outcome of base {zero[0]} is zero, so that a ratio to it is undefined; take "
+                        'scale="difference"')
+
+
+@contextmanager
+def progress(total: int, shown: bool, *, done: int = 0) -> Iterator[Report]:
+    """A bar over mediators, if it is wanted: what to call with the number of those done."""
+    if not shown:
+        yield lambda count: None
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, initial=done, desc="mediators") as bar:
+        yield bar.update
