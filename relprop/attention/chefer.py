@@ -105,8 +105,8 @@ def full_lrp(subject: Subject, batch: Batch, targets: Targets, *, rules: str = "
     else:
         shares = _of_start(sum(r.sum(1 if r.dim() == 4 else -1) for r in found.relevance.values()), found.value)
     latents = {name: whole for name, whole in inside.items() if name not in first or name in at}
-    result = mapped(subject, batch, shares, value=found.value, names=asked.names, method="full-lrp", forwards=1,
-                    backwards=1, unit="share of the target", rules=rules)
+    result = mapped(subject, batch, shares, value=found.value, names=asked.names, method="full-lrp",
+                    forwards=1 + bool(first or at), backwards=1, unit="share of the target", rules=rules)
     return replace(result, latents=latents)
 
 
