@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from .errors import IndependentOutput, LedgerError, RelpropError, UnruledOp
     from .explain import METHODS, Comparison, Explanation, compare, explain, open
     from .load import load
-    from .mediation import effects
-    from .result import Curve, Effects, Ledger, Relevance
+    from .mediation import Effects, effects
+    from .result import Curve, Ledger, Relevance
     from .subject import Subject
     from .target import Class, Contrast, Function, Probability, Target, Token
 
@@ -34,12 +34,12 @@ _HOME = {  # where each name is defined
     "errors": ("IndependentOutput", "LedgerError", "RelpropError", "UnruledOp"),
     "address": ("Address",),
     "target": ("Class", "Contrast", "Function", "Probability", "Target", "Token"),
-    "result": ("Curve", "Effects", "Ledger", "Relevance"),
+    "result": ("Curve", "Ledger", "Relevance"),
     "composite": ("Composite",),
     "subject": ("Subject",),
     "load": ("load",),
     "explain": ("METHODS", "Comparison", "Explanation", "compare", "explain", "open"),
-    "mediation": ("effects",),
+    "mediation": ("Effects", "effects"),
     "benchmark": ("Benchmark", "benchmark"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -360,7 +360,7 @@ def test_saved_and_opened(tmp_path, suffix):
     assert len(table) == 1 + 3 * 4 and (table["q"] >= table["p"] - 1e-12).all()
     assert found.top(1)[0] == found.mediators[found.indirect.mean(1).abs().argmax()]
     with pytest.raises(ValueError, match="cannot write"):
-        found.save(tmp_path / "found.png")
+        found.save(tmp_path / "found.xlsx")
     with pytest.raises(ValueError, match="not a 'effects'|not a result"):
         Effects.from_dict({"format": "relprop", "version": 1, "kind": "curve"})
 

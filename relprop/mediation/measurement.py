@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..errors import Undefined
 from ..intervene import Intervention, Spot, reference
-from ..result.effects import KINDS, SCALES, Effects
+from ..result.effects import KINDS, SCALES
 from ..trace import Tap
+from .finding import Effects, pictured
 from .statistic import summary
 from .task import Found, Report, Task
 
@@ -71,18 +72,20 @@ def checked(kind: str | Sequence[str], scale: str, fixed: Intervention | None) -
     return kinds
 
 
-def result(task: Task, mediators: tuple[str, ...], found: Found, scale: str, *, resamples: int, seed: int,
-           about: dict) -> Effects:
-    """Outcomes as effects, with their summaries.
+def result(task: Task, mediators: tuple[str, ...], found: Found, *, scale: str, resamples: int, seed: int,
+           about: dict, summed: bool = True) -> Effects:
+    """Outcomes as effects, with their summaries unless these are not `summed` up.
 
     Raises: Undefined as of `check_defined`.
     """
     check_defined(task, found, scale)
     names = ("indirect_outcome", "direct_outcome", "controlled_outcome")
-    about = {"model": task.subject.name,
-             "prompt_only": task.prompt_only, **about}
+    first = pictured(*(batch.take(task.rows[:1]) for batch in (task.base, task.counterfactual)))
+    about = {"model": task.subject.name, **first, "prompt_only": task.prompt_only, **about}
     plain = Effects(mediators, found["base"], found["counterfactual"], *(found.get(name) for name in names), scale,
                     task.outcome.name(task.subject), about=about)
+    if not summed:
+        return plain
     return replace(plain, summaries={kind: summary(plain.effect(kind), resamples=resamples, seed=seed)
                                      for kind in plain.kinds})
 

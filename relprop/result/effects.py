@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
@@ -183,16 +183,16 @@ class Effects:
             raise ValueError(f"cannot write effects to {path.name}; they are written to .json, .safetensors and .csv")
         return path
 
-    @staticmethod
-    def open(path: str | PathLike) -> Effects:
+    @classmethod
+    def open(cls, path: str | PathLike) -> Self:
         """The effects in a .json or .safetensors file. Raises: ValueError for a file that holds none."""
         path = Path(path)
         if path.suffix == ".safetensors":
-            return Effects.from_dict(archive.load(path))
-        return Effects.from_dict(archive.from_json(path.read_text(encoding="utf-8")))
+            return cls.from_dict(archive.load(path))
+        return cls.from_dict(archive.from_json(path.read_text(encoding="utf-8")))
 
-    @staticmethod
-    def from_dict(data: Mapping) -> Effects:
+    @classmethod
+    def from_dict(cls, data: Mapping) -> Self:
         """The effects that `to_dict` wrote. Raises: ValueError for what is none."""
         archive.check(data, _KIND)
         try:
@@ -201,8 +201,8 @@ class Effects:
             summaries = {kind: Summary(**{name: None if one[name] is None else archive.tensor(one, name)
                                           for name in ("mean", "low", "high", "p", "q")})
                          for kind, one in data["summaries"].items()}
-            return Effects(mediators=tuple(data["mediators"]), scale=data["scale"], outcome=data["outcome"],
-                           summaries=summaries, about=dict(data["about"]), **outcomes)
+            return cls(mediators=tuple(data["mediators"]), scale=data["scale"], outcome=data["outcome"],
+                       summaries=summaries, about=dict(data["about"]), **outcomes)
         except (KeyError, TypeError, AttributeError) as cause:
             raise ValueError(f"these effects are damaged: {type(cause).__name__}: {cause}") from cause
 

@@ -1,11 +1,13 @@
 """Results as people see them: figures, pages and files. Needs a result and nothing else, no model."""
 
+from .account import account
 from .beside import beside, series
 from .figure import figure, image, text
 from .forest import forest, report
 from .grid import grid
+from .mediation import mediation
 from .page import fragment, page
 from .save import SUFFIXES, save
 
-__all__ = ["SUFFIXES", "beside", "figure", "forest", "fragment", "grid", "image", "page", "report", "save", "series",
-           "text"]
+__all__ = ["SUFFIXES", "account", "beside", "figure", "forest", "fragment", "grid", "image", "mediation", "page",
+           "report", "save", "series", "text"]

@@ -1,0 +1,124 @@
+"""Effects as a page: maps, the strongest mediators with intervals and p-values, and how it was made; no script."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..result import Effects
+from ..result.arrangement import Arrangement
+from ..result.number import percent, printed, signed
+from . import color
+from .mediation import LEVEL, columns, found, grid, heading, interval, layers, main, maps, rounded, scale, subheading
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+LISTED = 20
+"""Mediators in the table of the strongest."""
+_STRONGEST = 0.75  # opacity of the strongest cell, so that it can be read on light and on dark
+_RED, _BLUE = "178,24,43", "33,102,172"  # color.POSITIVE and color.NEGATIVE
+_ACROSS, _HIGH = 640, 22  # of the points of neurons, in pixels: width, and height of a layer
+_POINTS = 2000  # drawn of a cloud, the strongest
+
+
+def account(effects: Effects) -> str:
+    """A whole HTML document that needs nothing else."""
+    kind = main(effects)
+    kinds = [one for one in effects.kinds if one != "total"]
+    names = effects.top(LISTED, kind) if kinds else []
+    return _template().render(
+        title=heading(effects), under=subheading(effects), kind=kind, kinds=kinds, level=LEVEL,
+        lines=[_line(effects, name, kinds, kind) for name in names], count=len(effects.mediators),
+        boards=[_board(effects, part, kind) for part in maps(effects) if part.shape == "board"],
+        clouds=[_cloud(effects, part, kind) for part in maps(effects) if part.shape == "cloud"],
+        examples=_examples(effects), facts=_facts(effects))
+
+
+def _line(effects: Effects, name: str, kinds: list[str], kind: str) -> dict:
+    """A row of the table of the strongest; bars in percent of the largest mean of any."""
+    index, total = effects.mediators.index(name), float(effects.total.mean())
+    p, q = _p(effects, kind, index)
+    return {"name": name, "p": p, "q": q, "holds": found(effects, kind)[index],
+            "share": percent(float(effects.summaries[kind].mean[index]) / total).replace("-", "−") if total else "–",
+            "effects": [_number(effects, one, index) for one in kinds]}
+
+
+def _number(effects: Effects, kind: str, index: int) -> dict:
+    one, end = effects.summaries[kind], color.limit(effects.summaries[kind].mean)
+    low = "" if one.low is None else f"{signed(float(one.low[index]))} to {signed(float(one.high[index]))}"
+    mean = float(one.mean[index])
+    return {"mean": signed(mean), "span": low, "tint": _tint(mean, end)}
+
+
+def _p(effects: Effects, kind: str, index: int) -> tuple[str, str]:
+    one = effects.summaries[kind]
+    said = lambda values: "–" if values is None else _chance(float(values[index]))
+    return said(one.p), said(one.q)
+
+
+def _chance(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def _board(effects: Effects, part: Arrangement, kind: str) -> dict:
+    mean, holds = effects.summaries[kind].mean, found(effects, kind)
+    end = color.limit(mean[list(part.index)])
+    cell = lambda one: None if one is None else {
+        "text": rounded(float(mean[one]), end), "tint": _tint(float(mean[one]), end), "holds": holds[one],
+        "told": f"{effects.mediators[one]}: {interval(effects, kind, one)}"
+                + ("" if effects.summaries[kind].q is None else f", q {_p(effects, kind, one)[1]}")}
+    sums, low, high = layers(effects, part, kind)
+    reach = color.limit(sums) or 1.0
+    span = lambda row: "" if low is None else f"[{signed(float(low[row]))}, {signed(float(high[row]))}]"
+    bars = [{"text": signed(value), "width": 50 * abs(value) / reach, "left": 50 - 50 * max(0.0, -value) / reach,
+             "color": color.sign(value), "span": span(row)} for row, value in enumerate(sums.tolist())]
+    rows = list(zip(part.rows, [[cell(one) for one in row] for row in grid(effects, part, kind)], bars))
+    return {"title": part.title, "scale": scale(effects, kind, end), "columns": columns(effects, part), "rows": rows,
+            "alone": part.columns == ("",), "turned": max(map(len, part.columns)) > 4 or part.across == "position"}
+
+
+def _cloud(effects: Effects, part: Arrangement, kind: str) -> dict:
+    """Points of neurons, with places in pixels."""
+    mean, holds = effects.summaries[kind].mean, found(effects, kind)
+    values = mean[list(part.index)]
+    end = color.limit(values) or 1.0
+    drawn = values.abs().topk(min(_POINTS, len(values))).indices.tolist()
+    points = [{"x": round(_ACROSS * (0.5 + 0.48 * float(mean[one]) / end), 1), "holds": holds[one],
+               "y": round(_HIGH * (row + 0.5 + ((7 * place) % 11 - 5) / 20), 1),
+               "told": f"{effects.mediators[one]}: {interval(effects, kind, one)}"}
+              for place, one, row in ((place, part.index[place], part.row[place]) for place in drawn)]
+    rows = [(name, _HIGH * (place + 0.5)) for place, name in enumerate(part.rows)]
+    return {"title": part.title, "scale": scale(effects, kind, None), "points": points, "rows": rows, "width": _ACROSS,
+            "height": _HIGH * len(part.rows), "end": printed(end, 3),
+            "drawn": "" if len(drawn) == len(values) else f"; the {len(drawn)} strongest of {len(values)}"}
+
+
+def _examples(effects: Effects) -> list[dict]:
+    """Each example's outcomes and total effect, the first ones of many."""
+    return [{"base": printed(float(y0)), "counterfactual": printed(float(y1)), "total": signed(float(total))}
+            for y0, y1, total in zip(effects.base[:LISTED], effects.counterfactual, effects.total)]
+
+
+def _facts(effects: Effects) -> list[tuple[str, str]]:
+    shown = {name: value for name, value in effects.about.items() if name not in ("model", "pair", "tokens")}
+    return [("model", str(effects.about.get("model", "?"))), ("outcome", effects.outcome), ("scale", effects.scale),
+            *((name, str(value)) for name, value in shown.items())]
+
+
+def _tint(value: float, end: float) -> str:
+    strength = _STRONGEST * float(color.share(value, end))
+    return f"rgba({_RED if strength >= 0 else _BLUE},{abs(strength):.3f})"
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = FileSystemLoader(Path(__file__).parent / "templates")
+    return Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                       undefined=StrictUndefined).get_template("mediation.html")
+
+
+__all__ = ["LISTED", "account"]

@@ -1,0 +1,324 @@
+"""Effects as a matplotlib figure: the strongest mediators with total, direct and indirect effects, and maps of all."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..result import Effects
+from ..result.arrangement import Arrangement, arranged
+from ..result.number import chance, printed, signed
+from . import color
+from .sheet import BODY, SMALL, TINY, TITLE, Sheet, sheet, shortened, visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEVEL = 0.05
+"""Mediators whose corrected p-value is at most this are marked."""
+STRONGEST = 8
+"""Mediators with bars of their own."""
+WIDTH, MARGIN = 7.4, 0.3  # inches
+INNER = WIDTH - 2 * MARGIN
+INKS = {"total": color.INK, "direct": color.LEAST_FIRST, "indirect": color.MOST_FIRST, "controlled": "#1b7837",
+        "interaction": color.CHANCE}
+_LINE, _HEAD, _NAME, _FOOT, _GAP = 0.125, 0.72, 0.36, 0.38, 0.12
+_LEFT, _SIDE, _CELL = 0.62, 1.35, 0.46  # names of layers, bars of layers, most of a cell
+_SMALL = 0.1  # of the total effect: where the strongest mediators have less, bars are drawn without what is as large
+
+
+def mediation(effects: Effects) -> Figure:
+    """The strongest mediators as bars, total, direct, indirect and interaction, with 95 % intervals; then a map of all,
+    layer by head or layer by position, with the sum of each layer beside it; of neurons a point each.
+
+    Colours are zero-centred with symmetric ends, which are printed. A dot marks what holds after the correction for
+    the number of mediators (Benjamini and Hochberg, q <= `LEVEL`).
+    """
+    kind, parts = main(effects), maps(effects)
+    tall = [_bars_height(effects), *map(_height, parts)]
+    page = sheet(WIDTH, _HEAD + sum(tall) + _GAP * (len(tall) - 1) + MARGIN)
+    page.write(MARGIN, 0.14, shortened(heading(effects), 72 * INNER, TITLE, True), size=TITLE, weight="bold")
+    for line, text in enumerate(subheading(effects)):
+        page.write(MARGIN, 0.34 + 0.15 * line, shortened(text, 72 * INNER, SMALL), size=SMALL, color=color.FAINT)
+    y = _HEAD
+    _bars(page.part(MARGIN, y, INNER), effects)
+    y += tall[0] + _GAP
+    for part, height in zip(parts, tall[1:]):
+        (_board if part.shape == "board" else _cloud)(page.part(MARGIN, y, INNER), effects, part, kind)
+        y += height + _GAP
+    return page.figure
+
+
+def main(effects: Effects) -> str:
+    """The kind of effect that maps show: indirect if it is there."""
+    return next((kind for kind in ("indirect", "direct", "controlled") if kind in effects.kinds), "total")
+
+
+def maps(effects: Effects) -> list[Arrangement]:
+    """What maps are drawn of: boards and clouds; none where the total effect alone was asked for."""
+    parts = arranged(effects.mediators) if main(effects) != "total" else []
+    return [part for part in parts if part.shape != "list"]
+
+
+def heading(effects: Effects) -> str:
+    return f"{effects.about.get('model', 'effects')}: {effects.outcome}"
+
+
+def subheading(effects: Effects) -> list[str]:
+    """What was compared, in two lines: scale and total effect; the first base and counterfactual."""
+    p = effects.summaries["total"].p
+    total = interval(effects, "total", 0) + ("" if p is None else f", {chance(float(p[0]))}")
+    count = len(effects.base)
+    said = [f"total effect {total} ({effects.scale}), {count} example{'s' * (count != 1)}, "
+            f"{len(effects.mediators)} mediators"]
+    pair = effects.about.get("pair")
+    return [*said, *([f"{pair[0]} → {pair[1]}" + (" and others" if count > 1 else "")] if pair else [])]
+
+
+def interval(effects: Effects, kind: str, index: int) -> str:
+    """A mean with its 95 % interval."""
+    one = effects.summaries[kind]
+    mean = signed(float(one.mean[index]))
+    return mean if one.low is None else f"{mean} [{signed(float(one.low[index]))}, {signed(float(one.high[index]))}]"
+
+
+def found(effects: Effects, kind: str) -> list[bool]:
+    """Which mediators' effects hold after the correction."""
+    q = effects.summaries[kind].q
+    return [False] * len(effects.summaries[kind].mean) if q is None else (q <= LEVEL).tolist()
+
+
+def layers(effects: Effects, part: Arrangement, kind: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Of each row of a board, the mean of the sum over its mediators, and the ends of its interval, None of one
+    example: 1.96 standard errors, or of a single mediator its own interval.
+
+    Parts that are changed each for itself do not add up to what changing all of them at once does.
+    """
+    each = effects.effect(kind)[list(part.index)]
+    sums = each.new_zeros(len(part.rows), each.shape[1]).index_add_(0, torch.tensor(part.row), each)
+    mean, one, count = sums.mean(1), effects.summaries[kind], each.shape[1]
+    if one.low is None:
+        return mean, None, None
+    if part.columns == ("",):
+        index = torch.tensor(part.index)[torch.tensor(part.row).argsort()]
+        return mean, one.low[index], one.high[index]
+    error = 1.96 * sums.std(1) / count**0.5
+    return mean, mean - error, mean + error
+
+
+def rounded(value: float, end: float) -> str:
+    """A number of a board: as many decimals for all as the strongest, `end`, needs for three digits.
+
+    >>> rounded(-0.0051, 7.07), rounded(0.25, 0.0)
+    ('−0.01', '0.25')
+    """
+    if not 1e-4 <= end < 1e4:
+        return printed(value, 2)
+    said = f"{value:.{max(0, 2 - math.floor(math.log10(end)))}f}"
+    return (said if float(said) else said.lstrip("-")).replace("-", "−")
+
+
+def grid(effects: Effects, part: Arrangement, kind: str) -> list[list[int | None]]:
+    """The number of the mediator in each row and column of a board; None where there is none."""
+    cells: list[list[int | None]] = [[None] * len(part.columns) for _ in part.rows]
+    for index, row, column in zip(part.index, part.row, part.column):
+        cells[row][column] = index
+    return cells
+
+
+def _drawn(effects: Effects) -> list[str]:
+    """The kinds that have bars: all; where the strongest mediators have little of the total, those alone that are less
+    than half of it."""
+    total, strongest = (color.limit(effects.summaries[kind].mean) for kind in ("total", main(effects)))
+    if strongest >= _SMALL * total:
+        return list(effects.kinds)
+    return [kind for kind in effects.kinds if color.limit(effects.summaries[kind].mean) < total / 2]
+
+
+def _bars_height(effects: Effects) -> float:
+    return _NAME + _LINE * (_extent(effects)[-1] + 1.4) + _FOOT
+
+
+def _extent(effects: Effects) -> list[float]:
+    """Where each mediator's bars start, and where the last ones end, in lines."""
+    kinds = _drawn(effects)
+    own = len(kinds) - ("total" in kinds)
+    names = len(_strongest(effects))
+    first = 1.6 if "total" in kinds else 0.0
+    return [first + (own + 0.6) * place for place in range(names)] + [max(1.0, first + (own + 0.6) * names - 1.6)]
+
+
+def _strongest(effects: Effects) -> list[str]:
+    return effects.top(STRONGEST, main(effects)) if main(effects) != "total" else []
+
+
+def _bars(part: Sheet, effects: Effects) -> None:
+    kinds, names, starts = _drawn(effects), _strongest(effects), _extent(effects)
+    own = [kind for kind in kinds if kind != "total"]
+    left_out = [kind for kind in effects.kinds if kind not in kinds]
+    part.write(0, 0, "The strongest mediators", size=BODY, weight="bold")
+    part.write(0, 0.16, "mean over examples" + (" with 95 % interval" if len(effects.base) > 1 else "")
+               + f"; {main(effects)} effects decide what is strongest"
+               + (f"; {' and '.join(left_out)} effects are far larger" if left_out else ""), size=SMALL,
+               color=color.FAINT)
+    axes = part.axes(1.5, _NAME, INNER - 2.6, _bars_height(effects) - _NAME - _FOOT)
+    ticks = []
+    if "total" in kinds:
+        _bar(axes, effects, "total", 0, 0.0)
+        ticks.append((0.0, "total"))
+    for name, start in zip(names, starts):
+        for line, kind in enumerate(own):
+            _bar(axes, effects, kind, effects.mediators.index(name), start + line)
+        ticks.append((start + (len(own) - 1) / 2, shortened(name, 72 * 1.4, SMALL)))
+    axes.axvline(0, color=color.LINE, linewidth=0.8, zorder=0)
+    axes.set(ylim=(starts[-1] + 0.7, -0.7))
+    _plain_ticks(axes.set_yticks(*zip(*ticks)))
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel(f"effect ({effects.scale})", fontsize=SMALL, labelpad=1, color=color.FAINT)
+    _bare(axes)
+    for line, kind in enumerate(kinds):
+        part.write(INNER - 0.9, _NAME + 0.15 * line, f"■ {kind}", size=SMALL, color=INKS[kind])
+
+
+def _plain_ticks(ticks: list) -> None:
+    """Nothing in the labels is read as mathematics."""
+    for tick in ticks:
+        tick.label1.set_parse_math(False)
+
+
+def _bar(axes: object, effects: Effects, kind: str, index: int, y: float) -> None:
+    one = effects.summaries[kind]
+    axes.barh(y, float(one.mean[index]), height=0.78, color=INKS[kind], alpha=0.75, linewidth=0)
+    if one.low is not None:
+        axes.plot([float(one.low[index]), float(one.high[index])], [y, y], color=color.INK, linewidth=0.8)
+
+
+def _cell(part: Arrangement) -> tuple[float, float]:
+    """Width and height of a cell in inches."""
+    wide = min(_CELL, (INNER - _LEFT - _SIDE - 0.15) / len(part.columns))
+    return wide, min(0.25, max(0.11, wide))
+
+
+def _height(part: Arrangement) -> float:
+    if part.shape == "cloud":
+        return _NAME + max(0.5, 0.24 * len(part.rows)) + _FOOT
+    return _NAME + _cell(part)[1] * len(part.rows) + _FOOT + (0.2 if _turned(part) else 0)
+
+
+def _turned(part: Arrangement) -> bool:
+    return part.across == "position" and part.columns != ("",)
+
+
+def _board(part: Sheet, effects: Effects, board: Arrangement, kind: str) -> None:
+    mean, holds = effects.summaries[kind].mean, found(effects, kind)
+    cells, (wide, tall) = grid(effects, board, kind), _cell(board)
+    end = color.limit(mean[list(board.index)])
+    _name(part, effects, board, kind, end)
+    if board.columns == ("",):
+        return _layer_bars(part, effects, board, kind, _LEFT, INNER - _LEFT - 0.1, alone=True)
+    axes = part.axes(_LEFT, _NAME, wide * len(board.columns), tall * len(board.rows))
+    values = torch.tensor([[float("nan") if one is None else float(mean[one]) for one in row] for row in cells])
+    axes.imshow(values.numpy(), cmap=color.SCALE, vmin=-(end or 1), vmax=end or 1, aspect="auto",
+                interpolation="nearest")
+    for row, line in enumerate(cells):
+        for column, one in enumerate(line):
+            if one is not None:
+                _in_cell(axes, column, row, float(mean[one]), end, holds[one], wide)
+    every = max(1, round(0.17 / tall))
+    axes.set_yticks(range(0, len(board.rows), every), board.rows[::every])
+    _across(axes, effects, board, wide)
+    _layer_bars(part, effects, board, kind, _LEFT + wide * len(board.columns) + 0.15, _SIDE - 0.1, alone=False)
+
+
+def _in_cell(axes: object, column: int, row: int, value: float, end: float, holds: bool, wide: float) -> None:
+    ink = color.on(value, end)
+    if wide >= 0.4:
+        axes.text(column - 0.06 * holds, row, rounded(value, end), fontsize=TINY, color=ink, ha="center", va="center")
+    if holds:
+        axes.plot([column + (0.42 if wide >= 0.4 else 0)], [row], ".", markersize=2.4, color=ink)
+
+
+def _across(axes: object, effects: Effects, board: Arrangement, wide: float) -> None:
+    """Names of the columns; of positions with the first example's tokens."""
+    names = columns(effects, board)
+    every = math.ceil((0.14 if _turned(board) else 0.26) / wide)
+    shown = [shortened(visible(name), 72 * 0.75, SMALL) for name in names[::every]]
+    _plain_ticks(axes.set_xticks(range(0, len(names), every), shown, **(
+        {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if _turned(board) else {})))
+
+
+def columns(effects: Effects, board: Arrangement) -> list[str]:
+    """Names of a board's columns; a position that is a number has the token there, in the first example's base."""
+    tokens = effects.about.get("tokens") or []
+    said = []
+    for name in board.columns:
+        at = int(name[1:]) if name[1:].lstrip("-").isdecimal() and name.startswith("@") else None
+        known = at is not None and -len(tokens) <= at < len(tokens)
+        said.append(f"{at} {tokens[at]}" if known else name)
+    return said
+
+
+def _layer_bars(part: Sheet, effects: Effects, board: Arrangement, kind: str, left: float, width: float, *,
+                alone: bool) -> None:
+    mean, low, high = layers(effects, board, kind)
+    error = None if low is None else torch.stack([mean - low, high - mean]).clamp_min(0).numpy()
+    axes = part.axes(left, _NAME, width, _cell(board)[1] * len(board.rows))
+    places = range(len(board.rows))
+    axes.barh(places, mean.tolist(), xerr=error, height=0.75, linewidth=0, alpha=0.8, error_kw={"linewidth": 0.8},
+              color=[color.sign(value) for value in mean.tolist()])
+    axes.axvline(0, color=color.LINE, linewidth=0.8, zorder=0)
+    axes.set(ylim=(len(board.rows) - 0.5, -0.5), yticks=[])
+    if alone:
+        holds = dict(zip(board.row, (found(effects, kind)[one] for one in board.index)))
+        axes.set_yticks(places, [f"{name} •" if holds[row] else name for row, name in enumerate(board.rows)])
+    axes.locator_params(axis="x", nbins=5 if alone else 3)
+    axes.set_xlabel(f"{kind} effect ({effects.scale})" if alone else "sum of the layer", fontsize=SMALL, labelpad=1,
+                    color=color.FAINT)
+    _bare(axes)
+
+
+def _cloud(part: Sheet, effects: Effects, cloud: Arrangement, kind: str) -> None:
+    """Every neuron a point, layer by effect."""
+    mean, holds = effects.summaries[kind].mean, found(effects, kind)
+    _name(part, effects, cloud, kind, None)
+    axes = part.axes(_LEFT, _NAME, INNER - _LEFT - 0.1, _height(cloud) - _NAME - _FOOT)
+    values = mean[list(cloud.index)]
+    inks = [color.MOST_FIRST if holds[one] else color.CHANCE for one in cloud.index]
+    spread = [row + ((7 * place) % 11 - 5) / 20 for place, row in enumerate(cloud.row)]  # apart, so that all are seen
+    axes.scatter(values.tolist(), spread, s=5, c=inks, linewidths=0, alpha=0.8)
+    for place in {int(values.argmin()), int(values.argmax())}:
+        axes.annotate(cloud.columns[place], (float(values[place]), spread[place]), fontsize=TINY, xytext=(0, 4),
+                      textcoords="offset points", color=color.INK, ha="center", parse_math=False)
+    axes.axvline(0, color=color.LINE, linewidth=0.8, zorder=0)
+    axes.set(ylim=(len(cloud.rows) - 0.4, -0.6))
+    axes.set_yticks(range(len(cloud.rows)), cloud.rows)
+    axes.margins(x=0.1)
+    axes.set_xlabel(f"{kind} effect ({effects.scale})", fontsize=SMALL, labelpad=1, color=color.FAINT)
+    _bare(axes)
+
+
+def _name(part: Sheet, effects: Effects, board: Arrangement, kind: str, end: float | None) -> None:
+    part.write(0, 0, shortened(f"{kind.capitalize()} effects: {board.title}", 72 * INNER, BODY, True), size=BODY,
+               weight="bold")
+    part.write(0, 0.16, scale(effects, kind, end), size=SMALL, color=color.FAINT)
+
+
+def scale(effects: Effects, kind: str, end: float | None) -> str:
+    """What colours and dots mean, in words."""
+    known = effects.summaries[kind].q is not None
+    ends = [] if end is None else ["all zero" if end == 0 else f"red +, blue −, strongest at ±{printed(end, 3)}"]
+    marks = ["one example, which has no p-value" if not known else
+             f"{'dot' if end is not None else 'purple'}: q ≤ {LEVEL:g} (Benjamini–Hochberg)"]
+    return "; ".join([*ends, *marks])
+
+
+def _bare(axes: object) -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+__all__ = ["LEVEL", "STRONGEST", "columns", "found", "grid", "heading", "interval", "layers", "main", "maps",
+           "mediation", "rounded", "scale", "subheading"]

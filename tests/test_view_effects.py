@@ -1,0 +1,162 @@
+"""Figures and pages of effects: what they show is what was measured, drawn without a model."""
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from relprop import view
+from relprop.mediation.finding import SUFFIXES, Effects
+from relprop.mediation.statistic import summary
+from relprop.result.arrangement import arranged
+from relprop.view.account import _board
+from relprop.view.mediation import columns, found, grid, layers, rounded
+
+HEADS = [f"L{layer}.attn.H{head}" for layer in range(3) for head in range(4)]
+
+
+def made(mediators=HEADS, *, examples=8, kinds=("indirect", "direct"), size=1.0, **about):
+    """Effects of the k-th mediator about 0.1 k, of some of them alike on all examples."""
+    torch.manual_seed(0)
+    M, B = len(mediators), examples
+    base = torch.randn(B, dtype=torch.float64)
+    indirect = size * torch.arange(M, dtype=torch.float64)[:, None] / 10 + 0.05 * size * torch.randn(M, B).double()
+    outcomes = {"indirect": base + indirect, "direct": base + 3 - indirect}
+    plain = Effects(tuple(mediators), base, base + 3, *(outcomes[kind] if kind in kinds else None for kind in
+                    ("indirect", "direct")), None, "difference", "he <she> & $x$", about={"model": "m<b>", **about})
+    summaries = {kind: summary(plain.effect(kind), resamples=500) for kind in plain.kinds}
+    return Effects(**{**vars(plain), "summaries": summaries})
+
+
+class Document(HTMLParser):
+    """Tags, their attributes, and the text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.said = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.said.append(data)
+
+
+def said(figure):
+    """All that is written on a figure."""
+    from matplotlib.text import Text
+
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def test_heads_stand_in_their_layer_and_column():
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1)).tolist()
+    (board,) = arranged([HEADS[place] for place in order])
+    assert board.rows == ("L0", "L1", "L2") and board.columns == ("H0", "H1", "H2", "H3")
+    cells = grid(made([HEADS[place] for place in order]), board, "indirect")
+    assert [[HEADS[order[one]] for one in row] for row in cells] == [HEADS[at:at + 4] for at in (0, 4, 8)]
+
+
+def test_each_kind_of_mediator_has_its_place():
+    names = ["L10.attn.H1", "L2.attn.H1", "L0.mlp", "L1@0", "L1@-1", "L0@0", "embed@2", "L1.mlp.N7", "L0.mlp[3]",
+             "layer 3", "L0.attn.H1.pattern", "L0.attn.H0@-1"]
+    parts = {one.title: one for one in arranged(names)}
+    assert parts["attention heads"].rows == ("L2", "L10")  # by number, not by letter
+    assert parts["residual stream after layers"].columns == ("@0", "@-1")
+    shapes = {title: one.shape for title, one in parts.items()}
+    assert shapes["neurons of MLPs"] == shapes["coordinates of MLPs"] == "cloud" and shapes["MLPs"] == "board"
+    assert shapes["sets of mediators"] == "list" and "attention heads at @-1" in shapes
+    assert sorted(one for part in parts.values() for one in part.index) == list(range(len(names)))
+
+
+def test_layers_are_the_sum_of_their_mediators():
+    effects = made()
+    mean, low, high = layers(effects, arranged(HEADS)[0], "indirect")
+    assert_close(mean, effects.indirect.view(3, 4, 8).sum(1).mean(1))
+    assert (low < mean).all() and (mean < high).all() and mean.abs().min() > 0.1
+    assert layers(made(examples=1), arranged(HEADS)[0], "indirect")[1] is None
+
+
+def test_marks_are_the_corrected_ones():
+    effects = made()
+    marks = found(effects, "indirect")
+    assert marks == (effects.summaries["indirect"].q <= 0.05).tolist() and any(marks) and not all(marks)
+    page = Document(view.account(effects))
+    cells = [value for name, value in page.attributes if name == "class" and value == "holds"]
+    assert len(cells) == 2 * sum(marks)  # in the map, and in the table, which has all twelve
+
+
+def test_a_page_has_every_number():
+    effects = made()
+    words = " ".join(Document(view.account(effects)).said)
+    for kind in ("direct", "indirect", "interaction"):
+        assert kind in words
+    for cells in _board(effects, arranged(HEADS)[0], "indirect")["rows"]:
+        assert all(cell["text"] in words for cell in cells[1])
+    top = effects.top(1)[0]
+    assert top == HEADS[-1] and words.index(f"{top}") < words.index(effects.top(2)[1])
+
+
+def test_a_page_needs_nothing_else_and_escapes():
+    text = view.account(made(tokens=["<script>alert(1)</script>"] * 9, pair=["<i>a", "b"]))
+    page = Document(text)
+    assert not {"script", "link", "iframe", "object", "i>a"} & set(page.tags)
+    assert not [value for name, value in page.attributes if name in ("src", "href")]
+    assert not re.search(r"https?://|@import|url\(", text) and "m<b>" not in text and "he <she>" not in text
+    assert "m<b>: he <she> & $x$" in page.said
+
+
+def test_a_figure_says_what_it_shows():
+    words = said(view.mediation(made(pair=["The nurse", "The man"])))
+    assert "m<b>: he <she> & $x$" in words and "The nurse → The man and others" in words
+    assert any("total effect" in text and "[" in text and "p = 0.0078" in text for text in words)
+    assert {"■ total", "■ direct", "■ indirect", "■ interaction"} <= set(words) and "L2.attn.H3" in words
+    assert any("Benjamini" in text for text in words)
+
+
+def test_small_effects_are_not_drawn_beside_large_ones():
+    words = said(view.mediation(made(size=0.01)))
+    assert "■ indirect" in words and "■ total" not in words
+    assert any("total and direct effects are far larger" in text for text in words)
+
+
+def test_positions_have_their_tokens():
+    names = [f"L{layer}@{at}" for layer in range(2) for at in (0, 1, 2)] + ["L0@-1"]
+    effects = made(names, tokens=["The", "nurse", "said", "that"])
+    board = arranged(names)[0]
+    assert columns(effects, board) == ["0 The", "1 nurse", "2 said", "-1 that"]
+    assert "1 nurse" in said(view.mediation(effects)) and "1 nurse" in Document(view.account(effects)).said
+
+
+def test_numbers_of_a_map_have_the_same_decimals():
+    assert [rounded(value, 7.07) for value in (7.07, -0.084, -0.0012)] == ["7.07", "−0.08", "0.00"]
+    assert rounded(1.2e-7, 3e-7) == "1.2e−07" and rounded(0.0, 0.0) == "0"
+
+
+@pytest.mark.parametrize("effects", [
+    made(examples=1), made(kinds=()), made(kinds=("direct",)), made(["layer 3", "all heads"]),
+    made([f"L{layer}.mlp.N{one}" for layer in range(2) for one in range(1500)]), made(["embed@1"]), made(size=0.0)],
+    ids=["one example", "total alone", "direct alone", "sets", "neurons", "one mediator", "hardly any effect"])
+def test_any_effects_are_drawn(effects, tmp_path):
+    effects.save(tmp_path / "it.png")
+    assert Image.open(tmp_path / "it.png").width > 1000
+    assert "total effect" in view.account(effects)
+
+
+def test_files(tmp_path):
+    effects = made()
+    for suffix in SUFFIXES:
+        assert effects.save(tmp_path / f"it{suffix}").stat().st_size > 1000
+    for suffix in (".json", ".safetensors"):
+        again = Effects.open(tmp_path / f"it{suffix}")
+        assert isinstance(again, Effects) and view.account(again) == view.account(effects)
+    with pytest.raises(ValueError, match="cannot write effects to it.xlsx"):
+        effects.save(tmp_path / "it.xlsx")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        effects.save(tmp_path / "nowhere" / "it.png")
