@@ -11,12 +11,14 @@ Reference: Vig et al. 2020 (Causal mediation analysis for interpreting neural NL
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
 from ..address import Spans
 from ..intervene import Intervention
 from ..subject import Subject
+from .estimate import checked_estimate, ranking
 from .example import by_layer, by_mediator, susceptible
 from .experiment import Experiment, experiment
 from .finding import Effects
@@ -30,7 +32,8 @@ from .task import At, mediators_of, ready, task
 def effects(subject: str | Subject | nn.Module | tuple, base: object, counterfactual: object, outcome: object = None, *,
             at: At = "L*.attn.H*", kind: str | Sequence[str] = ("total", "indirect"), scale: str = "difference",
             fixed: Intervention | None = None, keep: Tensor | None = None, spans: Spans | None = None,
-            prompt_only: bool = False, batch_size: int | None = None, resamples: int = RESAMPLES, seed: int = 0,
+            prompt_only: bool = False, estimate: str | None = None, verify: int | None = None,
+            batch_size: int | None = None, resamples: int = RESAMPLES, seed: int = 0,
             show_progress: bool = False) -> Effects:
     """Effects of changing the base into the counterfactual, in total and through each mediator: exact, by running the
     model with the mediator changed.
@@ -49,22 +52,36 @@ def effects(subject: str | Subject | nn.Module | tuple, base: object, counterfac
         spans: positions by name, for mediators such as "L*.mlp@profession"; see `relprop.address`.
         prompt_only: of outcomes that continue the prompt, mediators change at the prompt's positions alone (of
             patterns: rows and columns), as Vig et al. do with causal models.
+        estimate: rank the mediators by this first-order estimate of their indirect effects, one of
+            `relprop.approximation.METHODS`, and return the exact effects of the `verify` first (20 where it is not
+            given). `about["estimate"]` has the estimate of every mediator, and how well it ranks: correlations and
+            recall over the first and as many of the rest, drawn at random and recomputed too.
         batch_size: rows run at once; None: by the length of the input. It is halved where memory runs out.
         resamples, seed: of the intervals and p-values.
-    Returns: outcomes and effects of each mediator on each pair, and their summaries.
+    Returns: outcomes and effects of each mediator on each pair, and their summaries; with an estimate, of the first of
+        its ranking, in its order, the q-values being over these.
     Raises: ValueError for inputs, mediators or outcomes that cannot be; Undefined for an outcome that never changes,
         or that is zero in the base on the scale "ratio".
     """
     kinds = checked(kind, scale, fixed)
+    verify = checked_estimate(estimate, verify, kinds)
     asked = task(subject, base, counterfactual, outcome, keep=keep, spans=spans, prompt_only=prompt_only,
                  batch_size=batch_size)
     with ready(asked.subject.model):
         mediators = asked.mediators(at)
-        measurement = Measurement.of(asked, mediators, kinds, fixed)
+        ranked = None if estimate is None else ranking(asked, mediators, estimate, verify=verify, scale=scale,
+                                                       seed=seed)
+        chosen = mediators if ranked is None else {name: mediators[name] for name in ranked.chosen}
+        measurement = Measurement.of(asked, chosen, kinds, fixed)
         with progress(measurement.steps, show_progress) as report:
             found = asked.by_piece(lambda rows: measurement.of_rows(rows, report))
-    return result(asked, tuple(mediators), found, scale, resamples=resamples, seed=seed,
-                  about={"fixed": repr(fixed) if fixed else None})
+    made = partial(result, asked, scale=scale, resamples=resamples, seed=seed)
+    about = {"fixed": repr(fixed) if fixed else None}
+    if ranked is None:
+        return made(tuple(mediators), found, about=about)
+    exact = made(tuple(chosen), found, about=about, summed=False).indirect.mean(1)
+    return made(tuple(chosen)[:verify], ranked.split(found), about={**about, "estimate": ranked.told(exact)})
+
 
 
 __all__ = ["KL", "Difference", "Effects", "Experiment", "LogOdds", "Outcome", "Question", "Ratio", "Subset", "Value",

@@ -72,9 +72,9 @@ def checked(kind: str | Sequence[str], scale: str, fixed: Intervention | None) -
     return kinds
 
 
-def result(task: Task, mediators: tuple[str, ...], found: Found, scale: str, *, resamples: int, seed: int,
-           about: dict) -> Effects:
-    """Outcomes as effects, with their summaries.
+def result(task: Task, mediators: tuple[str, ...], found: Found, *, scale: str, resamples: int, seed: int,
+           about: dict, summed: bool = True) -> Effects:
+    """Outcomes as effects, with their summaries unless these are not `summed` up.
 
     Raises: Undefined as of `check_defined`.
     """
@@ -84,6 +84,8 @@ def result(task: Task, mediators: tuple[str, ...], found: Found, scale: str, *, 
     about = {"model": task.subject.name, **first, "prompt_only": task.prompt_only, **about}
     plain = Effects(mediators, found["base"], found["counterfactual"], *(found.get(name) for name in names), scale,
                     task.outcome.name(task.subject), about=about)
+    if not summed:
+        return plain
     return replace(plain, summaries={kind: summary(plain.effect(kind), resamples=resamples, seed=seed)
                                      for kind in plain.kinds})
 

@@ -148,9 +148,13 @@ def several(sites: object) -> list[Any]:
 
 def placed(subject: Subject, spans: Spans | None, rows: Tensor) -> Places:
     """What positions are counted by in these rows."""
-    each = {name: [span[row] for row in rows.tolist()] if _by_row(span) else span for name, span in
+    return Places.of(subject.model, spanned(spans, rows))
+
+
+def spanned(spans: Spans | None, rows: Tensor) -> Spans:
+    """The spans of these rows."""
+    return {name: [span[row] for row in rows.tolist()] if _by_row(span) else span for name, span in
             (spans or {}).items()}
-    return Places.of(subject.model, each)
 
 
 def _by_row(span: Any) -> bool:
