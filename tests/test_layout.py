@@ -13,7 +13,7 @@ PACKAGE = ROOT / "relprop"
 
 # A room (a file or a folder of the package) may import from the lines above its own, and from within itself.
 LEVELS = [
-    ["errors", "numerics", "still"],
+    ["errors", "numerics", "shard", "still"],
     ["address", "tokens"],
     ["target", "result", "rows", "neutral", "pixels"],
     ["units", "family"],
@@ -22,7 +22,7 @@ LEVELS = [
     ["trace"],
     ["nn", "anatomy"],
     ["subject", "intervene"],
-    ["asked"],
+    ["asked", "crew"],
     ["run"],
     ["relevance", "pattern", "check"],
     ["latents", "positions"],

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import tempfile
@@ -19,29 +18,26 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
-from .. import view
+from .. import shard, view
 from ..composite import Composite
+from ..crew import Crew
 from ..data import Data, get
 from ..explain import compared
 from ..load import load
 from ..result import Table
 from ..subject import Subject
-from . import shard
 from .case import Options
 from .method import CONTROLS, controls, listed
 from .metric import METRICS, Metric, named
-from .run import Crew, Run
+from .run import Run
 from .summary import summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["CONTROLS", "METRICS", "Benchmark", "Metric", "benchmark", "open_benchmark"]
-
-SAMPLE = 4096  # entries of each parameter that the fingerprint of a model reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +132,10 @@ def open_benchmark(folder: str | PathLike) -> Benchmark:
 def _done(run: Run, crew: Crew, config: dict, *, keep: bool, show_progress: bool) -> Benchmark:
     """The run done and read; the first process reads it for all."""
     if crew.rank == 0:
-        shard.settle(run.folder, config)
+        shard.settle(run.folder, config, what="benchmark")
     crew.wait()
     if crew.rank:
-        shard.settle(run.folder, config)  # for its errors: a process may have been given other arguments
+        shard.settle(run.folder, config, what="benchmark")  # for its errors: it may have been given other arguments
     run.go(crew, show_progress=show_progress)
     crew.wait()
     if crew.rank == 0:
@@ -157,22 +153,13 @@ def _config(subject: Subject, data: Data, methods: Sequence, metrics: Sequence[M
     """All that the numbers depend on."""
     from importlib.metadata import version
 
-    about = {"name": subject.name, "dtype": str(subject.dtype).removeprefix("torch."), "weights": _weights(subject)}
+    about = {"name": subject.name, "dtype": str(subject.dtype).removeprefix("torch."),
+             "weights": shard.fingerprint(subject.model)}
     read = {"name": data.name, "modality": data.modality, "rows": len(data), "fingerprint": data.fingerprint(),
             **data.about}
     return {"relprop": version("relprop"), "subject": about, "data": read,
             "methods": {method.name: method.about for method in methods}, "metrics": [one.name for one in metrics],
             "options": {**asdict(options), "correct_only": correct_only}}
-
-
-def _weights(subject: Subject) -> str:
-    """A hash of the names, shapes and, spread evenly, entries of all parameters, to tell two models apart."""
-    digest = hashlib.sha256()
-    for name, value in subject.model.named_parameters():
-        flat = value.detach().flatten()
-        sample = flat[torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLE, len(flat))).long()]
-        digest.update(f"{name} {tuple(value.shape)}".encode() + sample.double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _rows(run: Run) -> str:

@@ -5,63 +5,26 @@ processes nor an interruption changes a number.
 """
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .. import units
+from .. import shard, units
 from ..check import statistics
 from ..check.perturbation import KEPT, Readout
+from ..crew import Crew
 from ..data import Data
 from ..data.alignment import aligned, prepared
 from ..errors import Undefined
 from ..subject import Subject
-from . import shard
 from .case import Case, Options, Rows
 from .method import Made, Method, plain_seconds
 from .metric import Metric
 
-if TYPE_CHECKING:
-    from accelerate import PartialState
-
 WRONG = "the model does not say what is asked for"
-
-
-@dataclass(frozen=True)
-class Crew:
-    """The processes that share the work: this one's number, how many there are, and the way to wait for all."""
-
-    rank: int = 0
-    size: int = 1
-    state: PartialState | None = None
-
-    @classmethod
-    def gathered(cls, subject: Subject) -> Crew:
-        """Those of `accelerate launch` or `torchrun`; this process alone without one.
-
-        Raises: ImportError without accelerate under several processes.
-        """
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-            return cls()
-        from datetime import timedelta
-
-        try:
-            from accelerate import PartialState
-        except ImportError as cause:
-            raise ImportError("several processes are accelerate's; pip install accelerate") from cause
-        # long, since the first to finish waits for the last
-        state = PartialState(cpu=subject.device.type == "cpu", timeout=timedelta(days=30))
-        return cls(state.process_index, state.num_processes, state)
-
-    def wait(self) -> None:
-        """Until every process is here."""
-        if self.state is not None:
-            self.state.wait_for_everyone()
 
 
 @dataclass(frozen=True, eq=False)

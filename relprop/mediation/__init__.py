@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from os import PathLike
 
 from torch import Tensor, nn
 
@@ -22,8 +23,9 @@ from .estimate import checked_estimate, ranking
 from .example import by_layer, by_mediator, susceptible
 from .experiment import Experiment, experiment
 from .finding import Effects
-from .measurement import Measurement, checked, progress, result
+from .measurement import Measurement, checked, result
 from .outcome import KL, Difference, LogOdds, Outcome, Question, Ratio, Value
+from .record import written
 from .statistic import RESAMPLES
 from .subset import Subset, subset, subsets
 from .task import At, mediators_of, ready, task
@@ -33,7 +35,7 @@ def effects(subject: str | Subject | nn.Module | tuple, base: object, counterfac
             at: At = "L*.attn.H*", kind: str | Sequence[str] = ("total", "indirect"), scale: str = "difference",
             fixed: Intervention | None = None, keep: Tensor | None = None, spans: Spans | None = None,
             prompt_only: bool = False, estimate: str | None = None, verify: int | None = None,
-            batch_size: int | None = None, resamples: int = RESAMPLES, seed: int = 0,
+            out: str | PathLike | None = None, batch_size: int | None = None, resamples: int = RESAMPLES, seed: int = 0,
             show_progress: bool = False) -> Effects:
     """Effects of changing the base into the counterfactual, in total and through each mediator: exact, by running the
     model with the mediator changed.
@@ -56,11 +58,15 @@ def effects(subject: str | Subject | nn.Module | tuple, base: object, counterfac
             `relprop.approximation.METHODS`, and return the exact effects of the `verify` first (20 where it is not
             given). `about["estimate"]` has the estimate of every mediator, and how well it ranks: correlations and
             recall over the first and as many of the rest, drawn at random and recomputed too.
+        out: a folder that outcomes are written to as the sweep goes; a call with the same arguments goes on where one
+            was stopped. Under `accelerate launch` or `torchrun` processes share the work through it, and each returns
+            everything; on several machines it must be one that all of them see.
         batch_size: rows run at once; None: by the length of the input. It is halved where memory runs out.
         resamples, seed: of the intervals and p-values.
     Returns: outcomes and effects of each mediator on each pair, and their summaries; with an estimate, of the first of
         its ranking, in its order, the q-values being over these.
-    Raises: ValueError for inputs, mediators or outcomes that cannot be; Undefined for an outcome that never changes,
+    Raises: ValueError for inputs, mediators or outcomes that cannot be, and for a folder that holds something else, or
+        a sweep of other arguments, with what differs; Undefined for an outcome that never changes,
         or that is zero in the base on the scale "ratio".
     """
     kinds = checked(kind, scale, fixed)
@@ -73,15 +79,14 @@ def effects(subject: str | Subject | nn.Module | tuple, base: object, counterfac
                                                        seed=seed)
         chosen = mediators if ranked is None else {name: mediators[name] for name in ranked.chosen}
         measurement = Measurement.of(asked, chosen, kinds, fixed)
-        with progress(measurement.steps, show_progress) as report:
-            found = asked.by_piece(lambda rows: measurement.of_rows(rows, report))
+        found = measurement.all(show_progress=show_progress) if out is None else \
+            written(measurement, out, show_progress=show_progress)
     made = partial(result, asked, scale=scale, resamples=resamples, seed=seed)
     about = {"fixed": repr(fixed) if fixed else None}
     if ranked is None:
         return made(tuple(mediators), found, about=about)
     exact = made(tuple(chosen), found, about=about, summed=False).indirect.mean(1)
     return made(tuple(chosen)[:verify], ranked.split(found), about={**about, "estimate": ranked.told(exact)})
-
 
 
 __all__ = ["KL", "Difference", "Effects", "Experiment", "LogOdds", "Outcome", "Question", "Ratio", "Subset", "Value",

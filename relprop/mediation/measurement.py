@@ -12,6 +12,7 @@ from ..errors import Undefined
 from ..intervene import Intervention, Spot, reference
 from ..result.effects import KINDS, SCALES
 from ..trace import Tap
+from .experiment import Experiment
 from .finding import Effects, pictured
 from .statistic import summary
 from .task import Found, Report, Task
@@ -36,16 +37,26 @@ class Measurement:
         return Measurement(task, mediators, kinds, fixed, there)
 
     @property
-    def steps(self) -> int:
-        """How many mediators are reported as done in all."""
-        each = ("indirect" in self.kinds) + ("direct" in self.kinds) + 2 * ("controlled" in self.kinds)
-        return len(self.mediators) * len(self.task.pieces) * len(self.task.pairs) * each
+    def each(self) -> int:
+        """How often a mediator is reported as done on the same pairs."""
+        ways = ("indirect" in self.kinds) + ("direct" in self.kinds) + 2 * ("controlled" in self.kinds)
+        return len(self.task.pairs) * ways
 
-    def of_rows(self, rows: Tensor, report: Report | None = None) -> Found:
-        """Of some rows: "base" and "counterfactual", (R,), and what the kinds need of each mediator, (M, R)."""
+    def all(self, *, show_progress: bool = False) -> Found:
+        """The outcomes of all pairs; see `of_experiment`."""
+        with progress(len(self.mediators) * len(self.task.pieces) * self.each, show_progress) as report:
+            return self.task.by_piece(lambda rows: self.of_experiment(self.experiment(rows), report))
+
+    def experiment(self, rows: Tensor) -> Experiment:
+        """These rows made ready for all mediators."""
+        return self.task.experiment(rows, [spot for spots in self.mediators.values() for spot in spots],
+                                    natural=self.fixed is None, both="direct" in self.kinds or self.fixed is not None)
+
+    def of_experiment(self, one: Experiment, report: Report | None = None) -> Found:
+        """Of the rows that it is of: "base" and "counterfactual", (R,), and what the kinds need of each mediator,
+        (M, R).
+        """
         many = list(self.mediators.values())
-        one = self.task.experiment(rows, [spot for spots in many for spot in spots], natural=self.fixed is None,
-                                   both="direct" in self.kinds or self.fixed is not None)
         found = {"base": one.base, "counterfactual": one.counterfactual}
         if "indirect" in self.kinds:
             found["indirect_outcome"] = one.indirect(many, report)
@@ -103,12 +114,12 @@ def check_defined(task: Task, found: Found, scale: str) -> None:
 
 
 @contextmanager
-def progress(total: int, shown: bool, *, done: int = 0) -> Iterator[Report]:
+def progress(total: int, shown: bool) -> Iterator[Report]:
     """A bar over mediators, if it is wanted: what to call with the number of those done."""
     if not shown:
         yield lambda count: None
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, initial=done, desc="mediators") as bar:
+    with tqdm(total=total, desc="mediators") as bar:
         yield bar.update

@@ -1,17 +1,23 @@
-"""What was measured, in files that are whole or not there: a folder of shards, one for each method and chunk of rows.
+"""What was measured, in files that are whole or not there: a folder of shards, one for each part of the work
+(of a benchmark: method) and chunk of rows.
 
 A shard is JSON lines, one a row, written beside its place and moved there at once, so that a run that is killed leaves
 whole shards and loses no more than those it was at. A row is counted once, since its shard has one name only.
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
+from torch import nn
+
 CONFIG, ROWS = "config.json", "rows"
+SAMPLE = 4096  # entries of each parameter that the fingerprint of a model reads
 
 
 def write(path: Path, lines: Sequence[Mapping[str, object]]) -> None:
@@ -30,8 +36,8 @@ def place(folder: Path, number: int, method: str, start: int) -> Path:
     return folder / ROWS / f"{number:02d}-{slug}" / f"{start:06d}.jsonl"
 
 
-def settle(folder: Path, config: Mapping[str, object]) -> None:
-    """The folder made ready for this configuration, which is written into it.
+def settle(folder: Path, config: Mapping[str, object], *, what: str) -> None:
+    """The folder made ready for this configuration, which is written into it. `what` a folder of this kind holds.
 
     Raises: ValueError for a folder with another configuration, naming what differs, or with other things in it.
     """
@@ -40,11 +46,11 @@ def settle(folder: Path, config: Mapping[str, object]) -> None:
     if path.is_file():
         held = json.loads(path.read_text(encoding="utf-8"))
         if changed := list(differences(held, config)):
-            raise ValueError(f"{folder} holds a benchmark of another configuration: {'; '.join(changed)}. "
+            raise ValueError(f"{folder} holds a {what} of another configuration: {'; '.join(changed)}. "
                              "Choose another folder, or delete this one to start anew")
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there and holds no benchmark; choose a new or an empty folder")
+        raise ValueError(f"{folder} is there and holds no {what}; choose a new or an empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     _appear(path, json.dumps(config, indent=1) + "\n")
 
@@ -76,3 +82,13 @@ def _appear(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the names, shapes and, spread evenly, entries of all parameters, to tell two models apart."""
+    digest = hashlib.sha256()
+    for name, value in model.named_parameters():
+        flat = value.detach().flatten()
+        sample = flat[torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLE, len(flat))).long()]
+        digest.update(f"{name} {tuple(value.shape)}".encode() + sample.double().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
