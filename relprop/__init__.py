@@ -18,7 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from . import anatomy, captum, check, composite, data, intervene, mediation, nn, ops, quantus, view, zoo
+    from . import (
+        anatomy,
+        approximation,
+        attention,
+        captum,
+        check,
+        composite,
+        data,
+        intervene,
+        mediation,
+        nn,
+        ops,
+        quantus,
+        view,
+        zoo,
+    )
     from .address import Address
     from .benchmark import Benchmark, benchmark
     from .composite import Composite
@@ -43,15 +58,15 @@ _HOME = {  # where each name is defined
     "benchmark": ("Benchmark", "benchmark"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("anatomy", "captum", "check", "composite", "data", "intervene", "mediation", "nn", "ops", "quantus", "view",
-            "zoo")
+_MODULES = ("anatomy", "approximation", "attention", "captum", "check", "composite", "data", "intervene", "mediation",
+            "nn", "ops", "quantus", "view", "zoo")
 
 __all__ = [
     "METHODS", "Address", "Benchmark", "Class", "Comparison", "Composite", "Contrast", "Curve", "Effects",
     "Explanation", "Function", "IndependentOutput", "Ledger", "LedgerError", "Probability", "Relevance",
-    "RelpropError", "Subject", "Target", "Token", "UnruledOp", "anatomy", "benchmark", "captum", "check", "compare",
-    "composite", "data", "effects", "explain", "intervene", "load", "mediation", "nn", "open", "ops", "quantus",
-    "view", "zoo",
+    "RelpropError", "Subject", "Target", "Token", "UnruledOp", "anatomy", "approximation", "attention", "benchmark",
+    "captum", "check", "compare", "composite", "data", "effects", "explain", "intervene", "load", "mediation", "nn",
+    "open", "ops", "quantus", "view", "zoo",
 ]  # fmt: skip
 
 

@@ -26,6 +26,11 @@ def test_every_name_is_there(name):
     assert name in dir(relprop)
 
 
+@pytest.mark.parametrize("name", ["approximation", "attention"])
+def test_a_package_is_imported_when_it_is_first_used(name):
+    assert python(f"import relprop; print(relprop.{name}.__name__)") == f"relprop.{name}"
+
+
 def test_the_names_are_listed_once_for_each_reader():
     assert set(relprop.__all__) == {*relprop._MODULE_OF, *relprop._MODULES}
 
