@@ -141,7 +141,7 @@ def test_an_average_of_patches_is_read_from_a_source_above_them(seed):
 
 def test_what_takes_too_long_is_an_error_with_the_estimate():
     given, read = [torch.full((1, 1, 60, 60), 1 / 60)] * 3, torch.eye(60)[:1]
-    with pytest.raises(ValueError, match=r"about 0.00108 minutes \(60 maximum flows over up to 10800 edges\)"):
+    with pytest.raises(ValueError, match=r"about 0.0648 seconds \(60 maximum flows over up to 10800 edges\)"):
         attention.maximum_flow(given, read, max_seconds=0.05)
     assert attention.maximum_flow(given, read, max_seconds=None).min() > 0
     with pytest.raises(ValueError, match="rollout, which is instant, or allow it with max_seconds=None"):

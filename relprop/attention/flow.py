@@ -121,7 +121,7 @@ def _check_time(edges: list[int], flows: list[int], max_seconds: float | None) -
     """Raises ValueError if these numbers of flows over as many edges, one each a row, take longer than they may."""
     seconds = sum(e * f for e, f in zip(edges, flows, strict=True)) * SECONDS_AN_EDGE
     if max_seconds is not None and seconds > max_seconds:
-        raise ValueError(f"attention-flow would take about {seconds / 60:.3g} minutes ({sum(flows)} maximum flows over "
+        raise ValueError(f"attention-flow would take about {seconds:.3g} seconds ({sum(flows)} maximum flows over "
                          f"up to {max(edges)} edges), longer than max_seconds={max_seconds:g}: shorten the input, "
                          "leave out layers with start_layer, take rollout, which is instant, or allow it with "
                          "max_seconds=None")
