@@ -274,7 +274,7 @@ def test_a_token_for_what_is_removed_is_also_where_methods_start_if_there_is_no_
     ({"metrics": []}, "no metric to measure with"),
     ({"metrics": ["auprc"]}, "'auprc' does not apply: data 'pictures' is pictures, and it measures text"),
     ({"metrics": ["sign-agreement"]}, "does not apply: data 'pictures' has no labels of words"),
-    ({"methods": ["atnlrp"]}, "unknown method 'atnlrp'; the methods are attnlrp"),
+    ({"methods": ["atnlrp"]}, "unknown method 'atnlrp'; the methods are attnlrp.*; did you mean 'attnlrp'\\?"),
     ({"methods": []}, "no method to compare"), ({"methods": ["gradient", "gradient"]}, "comes twice"),
     ({"methods": {"reversed": "gradient"}}, "'reversed' is the name of a control"),
     ({"options": {"rollout": {}}}, "options of 'rollout', which is not among the methods gradient"),

@@ -1,6 +1,7 @@
 """The methods that are compared, and the controls that go with every comparison."""
 from __future__ import annotations
 
+import difflib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -139,7 +140,9 @@ def _by_name(methods: Sequence[str | Composite]) -> dict[str, str | Composite]:
 
 def _method(subject: Subject, name: str, what: object, options: dict) -> Method:
     if isinstance(what, str) and what not in METHODS:
-        raise ValueError(f"unknown method {what!r}; the methods are {', '.join(METHODS)}")
+        close = difflib.get_close_matches(what.lower(), METHODS, n=1)
+        raise ValueError(f"unknown method {what!r}; the methods are {', '.join(METHODS)}"
+                         f"{f'; did you mean {close[0]!r}?' if close else ''}")
     if isinstance(what, str | Composite):
         run = partial(explain, subject, method=what, ledger=False, options=options or None)
         about = what.describe() if isinstance(what, Composite) else {"method": what, **options}
