@@ -209,10 +209,6 @@ class Relevance:
         """`to_dict` as strict JSON."""
         return json.dumps(self.to_dict(full=full), allow_nan=False)
 
-    def to_safetensors(self, path: str | PathLike) -> None:
-        """Writes everything to a safetensors file; what is not a tensor goes to its header as JSON."""
-        archive.write(archive.sealed(_KIND, self.tree()), path)
-
     @staticmethod
     def from_dict(data: Mapping) -> Relevance:
         """The result that `to_dict` wrote.
@@ -240,14 +236,6 @@ class Relevance:
         Raises: ValueError for what is not such a result, or is of an unknown version.
         """
         return Relevance.from_dict(archive.from_json(text))
-
-    @staticmethod
-    def from_safetensors(path: str | PathLike) -> Relevance:
-        """The result that `to_safetensors` wrote.
-
-        Raises: ValueError for what is not such a result, or is of an unknown version.
-        """
-        return Relevance.from_dict(archive.load(path))
 
     def _index(self, row: int) -> int:
         if not -self.rows <= row < self.rows:
