@@ -114,7 +114,7 @@ def test_a_page_needs_nothing_else_and_escapes():
 
 def test_a_figure_says_what_it_shows():
     words = said(view.mediation(made(pair=["The nurse", "The man"])))
-    assert "m<b>: he <she> & $x$" in words and "The nurse → The man and others" in words
+    assert "m<b>: he <she> & $x$" in words and "The nurse → The man (and others)" in words
     assert any("total effect" in text and "[" in text and "p = 0.0078" in text for text in words)
     assert {"■ total", "■ direct", "■ indirect", "■ interaction"} <= set(words) and "L2.attn.H3" in words
     assert any("Benjamini" in text for text in words)

@@ -125,7 +125,8 @@ class Places:
     def of(model: nn.Module, spans: Spans | None = None) -> Places:
         """Of this model, with these names."""
         facts = family.facts(model)
-        return Places(spans, facts.prefix_tokens if facts.modality == "image" else None)
+        patched = facts.modality == "image" or facts.patch is not None  # a module of timm's says nothing of modality
+        return Places(spans, facts.prefix_tokens if patched else None)
 
 
 def resolved(model: nn.Module, known: Anatomy, site: Site, args: Any, kwargs: Any) -> list[Spot]:

@@ -229,6 +229,9 @@ class Pair(Outcome):
         vocabulary = subject.targets(None, 1).vocabulary
         if not vocabulary.of_tokens and not _of_ids(self.a):
             return [self._of_classes(subject, batch)]
+        if vocabulary.labels is not None and not vocabulary.of_tokens:
+            raise ValueError(f"{subject.name} tells {', '.join(vocabulary.labels[:5])} apart, and predicts no tokens; "
+                             "give two labels")
         candidates = [_continuations(one, subject, batch.rows) for one in (self.a, self.b)]
         single = all(len(ids) == 1 for one in candidates for ids in one)
         if single and (subject.task != "fill-mask" or batch.read is not None and bool((batch.read >= 0).all())):

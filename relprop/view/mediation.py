@@ -75,7 +75,7 @@ def subheading(effects: Effects) -> list[str]:
     said = [f"total effect {total} ({effects.scale}), {count} example{'s' * (count != 1)}, "
             f"{len(effects.mediators)} mediators"]
     pair = effects.about.get("pair")
-    return [*said, *([f"{pair[0]} → {pair[1]}" + (" and others" if count > 1 else "")] if pair else [])]
+    return [*said, *([f"{pair[0]} → {pair[1]}" + (" (and others)" if count > 1 else "")] if pair else [])]
 
 
 def interval(effects: Effects, kind: str, index: int) -> str:

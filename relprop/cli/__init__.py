@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import sys
 import textwrap
 import warnings
 from dataclasses import replace
@@ -18,16 +17,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .errors import RelpropError
+from ..errors import RelpropError
+from .given import by_row, listed, loaded, own_device, read, subject_of, watched
+from .mediation import mediate
+from .option import (
+    COMPARED,
+    AsJson,
+    BatchSize,
+    Device,
+    Dtype,
+    Input,
+    Method,
+    Methods,
+    Model,
+    Output,
+    Positions,
+    Randoms,
+    Seed,
+    Steps,
+    Targets,
+)  # fmt: skip
 
 if TYPE_CHECKING:
-    from .explain import Explanation
-    from .subject import Subject
+    from ..explain import Explanation
 
 BAD_INPUT = 2  # exit code
-BUNDLED = {"image": "digits-vit", "text": "reviews-bert"}  # explained when no model is named
-COMPARED = "the default method, rollout, integrated-gradients"
-FILE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".txt"}  # no text ends in these
 REVIEW = "A gripping, beautifully acted story, ruined by a dull and endless final hour."
 _UsageError = typer.BadParameter.__base__  # typer hands out this subclass only
 
@@ -66,42 +80,6 @@ def _line(text: str) -> str:
 
 
 app = typer.Typer(cls=_Verbs, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-Input = Annotated[str, typer.Argument(help=(
-    "An image file, a text, a file of texts (one a line), or - for texts from stdin."
-))]  # fmt: skip
-Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help=(
-    "A bundled name, a folder, a hub id, or timm/NAME. "
-    f"[default: {BUNDLED['image']} for an image, {BUNDLED['text']} for texts]"
-))]  # fmt: skip
-Targets = Annotated[list[str] | None, typer.Option("--target", "-t", metavar="TARGET", help=(
-    "A label, a class index, or a next token; once for all inputs, or once for each. [default: the prediction]"
-))]  # fmt: skip
-Method = Annotated[str | None, typer.Option("--method", metavar="METHOD", help=(
-    "How to explain; relprop models --methods lists them, and the default for images and for texts."
-))]  # fmt: skip
-Methods = Annotated[list[str] | None, typer.Option("--method", metavar="METHOD", help=(
-    f"What to compare; once for each. [default: {COMPARED}]"
-))]  # fmt: skip
-Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help=(
-    "Save to this file; the suffix says how: .png, .svg, .pdf, .html, .json, .safetensors."
-))]  # fmt: skip
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help=(
-    "cpu, cuda, cuda:1, mps. [default: where the model is]"
-))]  # fmt: skip
-Dtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help=(
-    "Of the model: float32, float64, bfloat16, float16. [default: its own]"
-))]  # fmt: skip
-BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", min=1, help=(
-    "Inputs in one pass. [default: all]"
-))]  # fmt: skip
-Positions = Annotated[str | None, typer.Option("--positions", metavar="HOW", help=(
-    "apart: relevance of positions as a map of its own; added: to that of tokens or pixels."
-))]  # fmt: skip
-Steps = Annotated[int, typer.Option("--steps", metavar="N", min=1, help="In how many parts the input is removed.")]
-Randoms = Annotated[int, typer.Option("--randoms", metavar="N", min=1, help="Random orders to compare with.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.")]
 
 
 def main() -> None:
@@ -154,7 +132,7 @@ def check(
     _saved_later(output)
     result = _explained(input, model, target, method, device, dtype, batch_size)
     curve = result.check(
-        steps=steps, randoms=randoms, seed=seed, batch_size=batch_size or 32, show_progress=_watched()
+        steps=steps, randoms=randoms, seed=seed, batch_size=batch_size or 32, show_progress=watched()
     )  # fmt: skip
     if output is not None:
         result.save(output)
@@ -168,11 +146,11 @@ def compare(
 ) -> None:  # fmt: skip
     """Explain by several methods; rank them by ablation."""
     _saved_later(output)
-    subject, inputs = _loaded(input, model, device, dtype)
-    inputs, targets = _rows(inputs, target, subject)
-    from .explain import compare as run
+    subject, inputs = loaded(input, model, device, dtype)
+    inputs, targets = by_row(inputs, target, subject)
+    from ..explain import compare as run
 
-    result = run(subject, inputs, targets, methods=method or None, batch_size=batch_size, show_progress=_watched())
+    result = run(subject, inputs, targets, methods=method or None, batch_size=batch_size, show_progress=watched())
     if output is not None:
         result.save(output)
     table = result.table().to_string(float_format="{:.3g}".format, na_rep="-")
@@ -219,18 +197,21 @@ def benchmark(
 
     Under accelerate launch -m relprop benchmark ... several processes share the work.
     """
-    subject = _subject(model, device or _own_device(), dtype)
-    from .benchmark import benchmark as run
+    subject = subject_of(model, device or own_device(), dtype)
+    from ..benchmark import benchmark as run
 
     baseline = int(baseline) if baseline is not None and baseline.isdecimal() else baseline
     found = run(
-        subject, data, methods=_listed(methods) or None, metrics=_listed(metrics), out=out, count=count,
+        subject, data, methods=listed(methods) or None, metrics=listed(metrics), out=out, count=count,
         correct_only=not every, baseline=baseline, by=by, seed=seed, batch_size=batch_size, ends=ends,
-        show_progress=_watched(),
+        show_progress=watched(),
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         table = f"{found.written().T.to_string()}\n\n{found.cost.to_string(float_format='{:.3g}'.format)}"
         typer.echo(found.to_json() if as_json else f"{table}\n\nAll of it: {out}/table.html .csv .json .svg, rows.csv")
+
+
+app.command()(mediate)
 
 
 @app.command()
@@ -258,7 +239,7 @@ def demo(
 
 def _canvas(seed: int) -> tuple[Any, list[str]]:
     """A picture, uint8 (Y, X), with two handwritten digits that no model was trained on, and which they are."""
-    from .zoo.digits import canvases
+    from ..zoo.digits import canvases
 
     drawn = canvases(1, seed=seed, digits=(2, 2))
     labels = [str(label) for label in drawn.labels[0].nonzero().flatten().tolist()]
@@ -267,13 +248,13 @@ def _canvas(seed: int) -> tuple[Any, list[str]]:
 
 def _show(model: str, input: Any, targets: list[str], output: Path) -> None:
     """One input explained for each target, beside rollout, all of it checked; the report, and the maps in two files."""
-    subject, found = _subject(model), []
-    from . import view
-    from .explain import explain as run
+    subject, found = subject_of(model), []
+    from .. import view
+    from ..explain import explain as run
 
     for method, wanted in [(None, targets), ("rollout", targets[:1])]:
         result = run(subject, [input] * len(wanted), wanted, method=method)
-        result = replace(result, curve=result.check(show_progress=_watched()))
+        result = replace(result, curve=result.check(show_progress=watched()))
         typer.echo(f"{_report(result)}\n  {result.curve.summary()}\n")
         found += [result.row(row) for row in range(result.rows)]
     for suffix in (".png", ".html"):
@@ -285,125 +266,26 @@ def _explained(
     device: str | None, dtype: str | None, batch_size: int | None, positions: str | None = None,
 ) -> Explanation:  # fmt: skip
     """What `explain` and `check` have in common."""
-    subject, inputs = _loaded(input, model, device, dtype)
-    inputs, targets = _rows(inputs, target, subject)
-    from .explain import explain as run  # after the input was read, since it waits for torch
+    subject, inputs = loaded(input, model, device, dtype)
+    inputs, targets = by_row(inputs, target, subject)
+    from ..explain import explain as run  # after the input was read, since it waits for torch
 
     return run(
-        subject, inputs, targets, method=method, positions=positions, batch_size=batch_size, show_progress=_watched()
+        subject, inputs, targets, method=method, positions=positions, batch_size=batch_size, show_progress=watched()
     )  # fmt: skip
 
 
 def _saved_later(output: Path | None) -> None:
     """Raises what saving to `output` would, before anything has been computed for it."""
     if output is not None:
-        from .view.save import checked
+        from ..view.save import checked
 
         checked(output)
 
 
-def _loaded(input: str, model: str | None, device: str | None, dtype: str | None) -> tuple[Subject, list[Any]]:
-    """The subject and its inputs; the inputs are read first, since a slip there is found sooner."""
-    inputs, kind = read(input)
-    subject = _subject(BUNDLED[kind] if model is None else model, device, dtype)
-    if subject.modality != kind:
-        takes = f"{subject.modality}s" if subject.modality in BUNDLED else "neither images nor texts"
-        given = "an image" if kind == "image" else "a text"
-        raise ValueError(f"{subject.name} takes {takes}, and the input is {given}")
-    return subject, inputs
-
-
-def _subject(model: str, device: str | None = None, dtype: str | None = None) -> Subject:
-    """The model by name; with a progress bar only if it may be downloaded and a person looks."""
-    if not _watched() or "/" not in model or os.path.isdir(model):
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when transformers is imported
-    from .load import load
-
-    return load(model, device=device, dtype=dtype)
-
-
-def read(input: str) -> tuple[list[Any], str]:
-    """What INPUT means, and "image" or "text": an image file, a file of texts, "-" for stdin, or else the text itself.
-
-    Raises: FileNotFoundError for what is named like a file and is none; ValueError if it is empty or of neither kind.
-
-    >>> read("A fine film.")
-    (['A fine film.'], 'text')
-    """
-    if input == "-":
-        return _texts(sys.stdin.read(), "stdin"), "text"
-    if os.path.isdir(input):
-        raise ValueError(f"{input} is a folder; name a file in it")
-    if os.path.isfile(input):
-        return _file(Path(input))
-    if Path(input).suffix.lower() in FILE_SUFFIXES and not any(map(str.isspace, input)):
-        raise FileNotFoundError(f"no file {input}")
-    return _texts(input.replace("\n", " "), "the text"), "text"
-
-
-def _listed(names: list[str] | None) -> list[str] | None:
-    """Names that were given once for each, or with commas.
-
-    >>> _listed(["a,b", "c"])
-    ['a', 'b', 'c']
-    """
-    return None if names is None else [name.strip() for each in names for name in each.split(",") if name.strip()]
-
-
-def _own_device() -> str | None:
-    """The GPU of this process among several of one machine."""
-    import torch
-
-    own = os.environ.get("LOCAL_RANK")
-    return f"cuda:{own}" if own is not None and torch.cuda.is_available() else None
-
-
-def _file(path: Path) -> tuple[list[Any], str]:
-    """An image, or the lines of a text file; told apart by what is in it."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return [image], "image"
-    except UnidentifiedImageError:
-        pass
-    except PermissionError:
-        raise
-    except Exception as cause:  # what Pillow's decoders raise: OSError, SyntaxError, EOFError ...
-        raise ValueError(f"{path} is an image that cannot be read ({type(cause).__name__}: {cause})") from cause
-    try:
-        return _texts(path.read_text(encoding="utf-8"), str(path)), "text"
-    except UnicodeDecodeError as cause:
-        raise ValueError(f"{path} is neither an image nor a text in UTF-8") from cause
-
-
-def _texts(text: str, origin: str) -> list[str]:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{origin} is empty; there is nothing to explain")
-    return lines
-
-
-def _rows(inputs: list[Any], targets: list[str] | None, subject: Subject) -> tuple[list[Any], Any]:
-    """Inputs and targets of the same number of rows; several targets of one input explain it once for each."""
-    if not targets:
-        return inputs, None
-    named = [_target(text, subject) for text in targets]
-    if len(named) == 1:
-        return inputs, named[0]
-    return (inputs * len(named) if len(inputs) == 1 else inputs), named
-
-
-def _target(text: str, subject: Subject) -> str | int:
-    """A label or token as it is; a number that is no label is a class index."""
-    is_label = text in (subject.labels or ())
-    return int(text) if text.lstrip("-").isdecimal() and not is_label else text
-
-
 def _report(result: Explanation) -> str:
     """Each row of a result: what was explained, its words or strongest patches, its ledger."""
-    from .result.number import amount, percent
+    from ..result.number import amount, percent
 
     said = []
     for row, (target, value) in enumerate(zip(result.target, result.value.tolist(), strict=True)):
@@ -418,7 +300,7 @@ def _report(result: Explanation) -> str:
 
 def _units(result: Explanation, row: int) -> list[tuple[Any, float]]:
     """All words and special tokens, or the five strongest places."""
-    from .tokens import TextUnits
+    from ..tokens import TextUnits
 
     if not isinstance(result.units, TextUnits):
         return result.top(5, row)
@@ -428,7 +310,7 @@ def _units(result: Explanation, row: int) -> list[tuple[Any, float]]:
 
 def _model_rows() -> list[dict[str, Any]]:
     """The bundled models: what their configs, weights and cards say."""
-    from . import zoo
+    from .. import zoo
 
     return [_card(name, zoo.path(name), zoo.config(name)) for name in zoo.names()]
 
@@ -474,8 +356,8 @@ def _found(pattern: str, card: str) -> str:
 
 def _method_rows() -> list[dict[str, str]]:
     """The methods and what each conserves."""
-    from . import composite
-    from .explain import METHODS
+    from .. import composite
+    from ..explain import METHODS
 
     known = {name: composite.get(name).conservation for name in composite.NAMES}
     default = {name: " and ".join(f"{kind}s" for kind, one in composite.DEFAULTS.items() if one == name)
@@ -487,6 +369,4 @@ def _filled(text: str, indent: str) -> str:
     return textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent)
 
 
-def _watched() -> bool:
-    """Whether a person sees the progress bar."""
-    return sys.stderr.isatty()
+__all__ = ["BAD_INPUT", "app", "main", "read"]

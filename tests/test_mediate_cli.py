@@ -1,0 +1,126 @@
+"""The command `relprop mediate`: the effects of the library, in its files, and one line for each slip."""
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny import gpt2
+from typer.testing import CliRunner
+
+import relprop
+from relprop import cli, data
+from relprop.mediation import LogOdds
+
+BASE, OTHER = "A wonderful film.", "A terrible film."
+REVIEW = ["--base", BASE, "--counterfactual", OTHER]
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, ["mediate", *map(str, arguments)], prog_name="relprop")
+
+
+def good(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory):
+    """Folder of a tiny GPT-2 whose tokens are words, and a file of pairs for it."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("stories")
+    words = "[PAD] [CLS] [SEP] The nurse man woman baker said that he she un known".split()
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[SEP]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    gpt2().save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="[SEP]").save_pretrained(folder)
+    lines = [{"base": f"The {one} said that", "counterfactual": f"The {other} said that",
+              "continuations": [" he", " she"], "spans": {"who": [[4, 4 + len(one)]]},
+              "counterfactual_spans": {"who": [[4, 4 + len(other)]]}}
+             for one, other in [("nurse", "man"), ("baker", "woman"), ("nurse", "un known man")]]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+def test_it_says_what_the_library_finds(stories, tmp_path):
+    asked = ["-m", stories, "--data", stories / "pairs.jsonl", "--at", "L*.attn.H*", "--at", "L1.mlp@who"]
+    result = good(*asked, "-o", tmp_path / "found.json")
+    assert "1 of 3 pairs are left out" in result.stderr and "log P(' he') - log P(' she')" in result.stdout
+    found = relprop.Effects.open(tmp_path / "found.json")
+    subject = relprop.load(str(stories))
+    pairs = data.matched(subject, data.pairs(stories / "pairs.jsonl").take([0, 1]))
+    expected = relprop.effects(subject, pairs.base, pairs.counterfactual, LogOdds(*pairs.continuations),
+                               at=["L*.attn.H*", "L1.mlp@1"], kind=["total", "direct", "indirect"])
+    assert found.mediators[-1] == "L1.mlp@who" and found.mediators[:-1] == expected.mediators[:-1]
+    for kind in ("total", "direct", "indirect", "interaction"):
+        assert found.effect(kind).equal(expected.effect(kind)) and found.effect(kind).abs().max() > 1e-6
+    assert found.about["data"] == data.pairs(stories / "pairs.jsonl").name
+    printed = json.loads(good(*asked, "--json").stdout)
+    assert printed["mediators"] == list(found.mediators)
+
+
+def test_a_folder_holds_every_kind_of_file(tmp_path):
+    said = good(*REVIEW, "--outcome", "POSITIVE", "-o", tmp_path / "all").stdout
+    files = {path.name for path in (tmp_path / "all").iterdir()}
+    assert files == {"effects.html", "effects.png", "effects.svg", "effects.json", "effects.csv"}
+    assert all(name in said for name in files) and "POSITIVE: total effect" in said
+    assert "wonderful" in (tmp_path / "all" / "effects.html").read_text()
+
+
+def test_a_star_is_each_position():
+    found = json.loads(good(*REVIEW, "--outcome", "POSITIVE", "--at", "L1@*", "--kind", "indirect", "--json").stdout)
+    assert found["mediators"] == [f"L1@{at}" for at in range(6)] and found["direct_outcome"] is None
+    masked = "--data", "digits-mask", "--count", 1
+    patches = json.loads(good(*masked, "--at", "L5@*", "--kind", "indirect", "--json").stdout)
+    assert patches["mediators"] == ["L5@cls", *(f"L5@p{patch}" for patch in range(81))]
+    base, changed, outcome = (patches[name] for name in ("base", "counterfactual", "indirect_outcome"))
+    assert outcome[0] == pytest.approx(changed) and outcome[-1] == pytest.approx(base) and changed[0] < base[0] - 1
+
+
+def test_outcomes():
+    labels = good(*REVIEW, "--continuation", "POSITIVE", "--continuation", "NEGATIVE", "--kind", "total").stdout
+    assert "log P('POSITIVE') - log P('NEGATIVE'): total effect -" in labels
+    assert "KL from the base run: total effect" in good(*REVIEW, "--outcome", "kl", "--kind", "total").stdout
+    assert "P('POSITIVE') / P('NEGATIVE')" in good(*REVIEW, "--continuation", "POSITIVE", "--continuation", "NEGATIVE",
+                                                   "--outcome", "ratio", "--scale", "ratio", "--kind", "total").stdout
+
+
+@pytest.mark.parametrize("arguments, said", [
+    ([], "give --data, or --base"), (["--base", BASE], "give --data, or --base"),
+    (["--data", "digits-swap", *REVIEW], "give --data, or --base"),
+    (["--base", BASE, *REVIEW], "2 --base and 1 --counterfactual"),
+    (["--base", BASE, "--counterfactual", BASE], "so nothing has an effect"),
+    (["--base", BASE, "--counterfactual", "A truly bad film."], "a | wonderful | film | . | [SEP], and 7"),
+    (["--data", "elsewhere"], "no pairs 'elsewhere'"), (["--data", "digits-swap", "-m", "reviews-bert"], "reads text"),
+    ([*REVIEW, "--at", "L9.attn.H0"], "no layer 9"), ([*REVIEW, "--at", "L0.attn.H99"], "no H99"),
+    ([*REVIEW, "--at", "L0.mlp@77"], "row 0 has 6 positions"), ([*REVIEW, "--at", "L0@job"], "no span of this name"),
+    ([*REVIEW, "--at", "heads"], "is no address"), ([*REVIEW, "--at", "L0.cross.H0"], "no attention to an encoder"),
+    ([*REVIEW, "--kind", "controlled"], "total, direct, indirect, not controlled"),
+    ([*REVIEW, "--scale", "log"], "not 'log'"), ([*REVIEW, "--outcome", "GREAT"], "no label 'GREAT'"),
+    ([*REVIEW, "--outcome", "ratio"], "two continuations, and there are 0"),
+    ([*REVIEW, "--continuation", "he", "--continuation", "she"], "no label 'he'"),
+    ([*REVIEW, "--outcome", "kl", "--scale", "ratio"], "a ratio to it is undefined"),
+    ([*REVIEW, "-o", "x.xlsx"], "cannot write effects to x.xlsx"),
+    ([*REVIEW, "-o", "nowhere/x.png"], "there is no folder nowhere")])
+def test_bad_input_is_one_line(arguments, said):
+    result = run(*arguments)
+    assert result.exit_code == cli.BAD_INPUT, result.output + repr(result.exception)
+    assert said in result.stderr and result.stderr.startswith("relprop: error: ") and result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_several_tokens_where_one_is_needed(stories):
+    two = "--base", "The nurse said", "--counterfactual", "The man said"
+    result = run("-m", stories, *two, "--continuation", "un known")
+    assert result.exit_code == cli.BAD_INPUT
+    assert "is 2 tokens, ['un', 'known'], where one is needed" in result.stderr
+
+
+def test_tokens_are_none_of_a_classifier():
+    with pytest.raises(ValueError, match="predicts no tokens; give two labels"):
+        relprop.effects("reviews-bert", [BASE], [OTHER], LogOdds([[5]], [[6]]))
