@@ -11,17 +11,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from relprop.benchmark import Benchmark, benchmark
-from relprop.composite import default
-from relprop.data import get
+from relprop import Benchmark, benchmark, composite, data
 from relprop.view.forest import verdict
 
-METHODS = dict.fromkeys([default("text"), "attnlrp", "rollout", "raw-attention", "attention-gradcam",
+METHODS = dict.fromkeys([composite.default("text"), "attnlrp", "rollout", "raw-attention", "attention-gradcam",
                          "input-x-gradient", "integrated-gradients", "transformer-attribution"])
 PERTURBED = ["area", "positive-auc", "negative-auc", "comprehensiveness", "sufficiency"]
 TRUTH = {"movies": ["token-f1", "iou-f1", "auprc"], "sst": ["rank-correlation", "sign-agreement"]}
 COUNT = {"movies": 400, "sst": 620}  # inputs drawn; those which the model gets wrong are left out
 MARKS = {"worse": " <", "better": " >", "": ""}  # than the first method, by paired tests
+
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -30,9 +29,9 @@ def main() -> None:
         asked.add_argument(f"--{option}", default=usual)
     asked, pages = asked.parse_args(), []
     for name, metrics in TRUTH.items():
-        data = get(f"{name}:{asked.data}", count=COUNT[name])
-        data = data.take(sorted(range(len(data)), key=lambda row: len(data.examples[row].input)))  # little padding
-        found = benchmark(asked.model, data, methods=list(METHODS), metrics=metrics + PERTURBED, count=None,
+        drawn = data.get(f"{name}:{asked.data}", count=COUNT[name])
+        drawn = drawn.take(sorted(range(len(drawn)), key=lambda row: len(drawn.examples[row].input)))  # little padding
+        found = benchmark(asked.model, drawn, methods=list(METHODS), metrics=metrics + PERTURBED, count=None,
                           out=Path(asked.work) / f"{Path(asked.model).name}-{name}")
         write(found, Path(asked.out) / f"benchmark-text-{name}")
         found.show().savefig(page := BytesIO(), dpi=100)

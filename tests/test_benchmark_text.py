@@ -69,6 +69,7 @@ def test_magnitudes_do_not_say_which_class(sentences):
 
 @pytest.mark.slow
 def test_the_demo_writes_numbers_and_a_figure(shared, tmp_path, monkeypatch, capsys):
+    assert len(DEMO.read_text().splitlines()) <= 60
     demo = runpy.run_path(str(DEMO))
     few = {"COUNT": {"movies": 3, "sst": 4}, "METHODS": ["attnlrp-path", "rollout"]}
     demo["main"].__globals__.update(few)
