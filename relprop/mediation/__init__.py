@@ -25,6 +25,7 @@ from .experiment import Experiment, experiment
 from .finding import Effects
 from .measurement import Measurement, checked, result
 from .outcome import KL, Difference, LogOdds, Outcome, Question, Ratio, Value
+from .path import path_effects
 from .record import written
 from .statistic import RESAMPLES
 from .subset import Subset, subset, subsets
@@ -90,4 +91,5 @@ def effects(subject: str | Subject | nn.Module | tuple, base: object, counterfac
 
 
 __all__ = ["KL", "Difference", "Effects", "Experiment", "LogOdds", "Outcome", "Question", "Ratio", "Subset", "Value",
-           "by_layer", "by_mediator", "effects", "experiment", "mediators_of", "subset", "subsets", "susceptible"]
+           "by_layer", "by_mediator", "effects", "experiment", "mediators_of", "path_effects", "subset", "subsets",
+           "susceptible"]

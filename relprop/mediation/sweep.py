@@ -30,7 +30,7 @@ def sweep(stage: Stage, mediators: Sequence[Mediator], one: Intervention, there:
     waiting = list(_chunks(stage, mediators, size))[::-1]
     while waiting:
         chunk = waiting.pop()
-        groups = _groups(stage, [mediators[index] for index in chunk], one, there, places, prompt_only)
+        groups = grouped(stage, [mediators[index] for index in chunk], one, there, places, prompt_only)
         try:
             answers = stage.answers(len(chunk), groups).cpu()
         except (torch.OutOfMemoryError, MemoryError):
@@ -56,7 +56,7 @@ def _chunks(stage: Stage, mediators: Sequence[Mediator], size: int) -> Iterator[
         yield from (same[start:start + size] for start in range(0, len(same), size))
 
 
-def _groups(stage: Stage, mediators: list[Mediator], one: Intervention, there: Mapping[Tap, Tensor],
+def grouped(stage: Stage, mediators: Sequence[Mediator], one: Intervention, there: Mapping[Tap, Tensor],
             places: Places, prompt_only: bool) -> dict[Tap, list[Group]]:
     alike: dict[tuple, list[tuple[int, int]]] = {}
     for copy, mediator in enumerate(mediators):

@@ -1,0 +1,163 @@
+"""Path-specific effects: what passes from a sender to a receiver, other paths held.
+
+The base is run with the sender as in the counterfactual and everything that is `held` as in the base; what the receiver
+then is, it is made to be in a second run of the base, in which nothing else is touched. The outcome of that run against
+the base's is the effect of the path. References: Pearl 2001 (Direct and indirect effects), section 4; Goldowsky-Dill et
+al. 2023 (Localizing model behavior with path patching).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..address import Spans
+from ..intervene import Group, Spot, split
+from ..result.effects import SCALES
+from ..subject import Subject
+from ..trace import Tap
+from ..trace.intervention import PATTERN
+from .experiment import TAKEN, Experiment
+from .finding import Effects
+from .measurement import progress, result
+from .stage import Stage
+from .statistic import RESAMPLES
+from .sweep import Mediator, grouped, sweep
+from .task import At, Found, Place, Report, ready, several, task
+
+HELD = ("L*.attn.H*", "L*.mlp")
+END = "outcome"
+
+
+def path_effects(subject: str | Subject | nn.Module | tuple, base: object, counterfactual: object,
+                 outcome: object = None, *, sender: At, receiver: At | None, held: Place | Sequence[Place] = HELD,
+                 scale: str = "difference", keep: Tensor | None = None, spans: Spans | None = None,
+                 prompt_only: bool = False, batch_size: int | None = None, resamples: int = RESAMPLES, seed: int = 0,
+                 show_progress: bool = False) -> Effects:
+    """Indirect effects that pass from each sender to each receiver, and from there on any way.
+
+    A held place does not pass on what comes from the sender. With the default, all heads and MLPs, the path is the
+    direct one, along the residual stream; with `held=()` it is every path from the sender to the receiver. Of what is
+    held, the layer's part that the sender is in, or that the receiver is in, holds nothing up.
+
+    Args:
+        sender, receiver: places, as `at` of `effects`; each sender is paired with each receiver. A receiver of None is
+            the outcome itself: what no held place passes on, as by the residual stream alone.
+        held: sites that keep their value of the base.
+        scale, keep, spans, prompt_only, batch_size, resamples, seed, show_progress: as of `effects`.
+    Returns: effects of kinds "total" and "indirect", of mediators named "L0.attn.H1 -> L1.mlp", "L1.mlp -> outcome".
+    Cost: for each sender one run, and one for each receiver.
+    Raises: ValueError and Undefined as of `effects`.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"effects are on the scale {' or '.join(SCALES)}, not {scale!r}")
+    asked = task(subject, base, counterfactual, outcome, keep=keep, spans=spans, prompt_only=prompt_only,
+                 batch_size=batch_size)
+    with ready(asked.subject.model):
+        senders = asked.mediators(sender)
+        receivers = {END: []} if receiver is None else asked.mediators(receiver)
+        places = [spot for spots in asked.mediators(held).values() for spot in spots] if several(held) else []
+        spots = [spot for many in (*senders.values(), *receivers.values(), places) for spot in many]
+        count = len(senders) * len(receivers)
+        with progress(count * len(asked.pieces) * len(asked.pairs), show_progress) as report:
+            def run(rows: Tensor) -> Found:
+                one = asked.experiment(rows, spots)
+                paths = _Paths(one, list(receivers.values()), places, report)
+                found = torch.cat([paths.outcomes(many) for many in senders.values()])
+                return {"base": one.base, "counterfactual": one.counterfactual, "indirect_outcome": found}
+
+            found = asked.by_piece(run)
+    names = tuple(f"{one} -> {other}" for one in senders for other in receivers)
+    return result(asked, names, found, scale=scale, resamples=resamples, seed=seed,
+                  about={"held": [str(place) for place in several(held)]})
+
+
+@dataclass(frozen=True, eq=False)
+class _Paths:
+    """The paths of an experiment to these receivers; an empty one is the outcome."""
+
+    one: Experiment
+    receivers: list[Mediator]
+    held: list[Spot]
+    report: Report
+
+    def outcomes(self, sender: Mediator) -> Tensor:
+        """Of the base with each receiver as the sender alone makes it, (R, B)."""
+        answers = [self._answers(sender, base, other) for base, other in self.one.stages]
+        return self.one.outcome.value([answer.double().cpu() for answer in answers])
+
+    def _answers(self, sender: Mediator, base: Stage, other: Stage) -> Tensor:
+        if self.receivers == [[]]:
+            answer, _ = self._sent(sender, base, other, [], self._holding(sender, self.held))
+            self.report(1)
+            return answer
+        there = {tap: base.there(tap).clone() for receiver in self.receivers for tap in _taps(receiver)}
+        for receivers, held in self._together():
+            spots = [spot for receiver in receivers for spot in receiver if spot.tap not in _taps(sender)]
+            _, kept = self._sent(sender, base, other, spots, self._holding(sender, held))
+            for (tap, units), (unit, value) in kept.items():
+                split(there[tap], units)[:, :, unit] = value.movedim(0, 2).to(there[tap])
+        return sweep(base, self.receivers, TAKEN, there, batch_size=self.one.batch_size,
+                     prompt_only=self.one.prompt_only, places=self.one.places, report=self.report)
+
+    def _sent(self, sender: Mediator, base: Stage, other: Stage, spots: list[Spot], held: list[Spot]
+              ) -> tuple[Tensor, dict[tuple[Tap, int | None], tuple[Tensor, Tensor]]]:
+        """What the base answers with the sender as in the other run and these places held, (1, B, ...), and the values
+        at spots, (N, R, P, W), with their units, (N,); a spot that is held is read before it is.
+        """
+        kept: dict[tuple[Tap, int | None], tuple[Tensor, Tensor]] = {}
+        put = lambda spots, stage: grouped(base, [spots], TAKEN, {tap: stage.there(tap) for tap in _taps(spots)},
+                                           self.one.places, self.one.prompt_only) if spots else {}
+        groups: dict[Tap, list[Group]] = {}
+        for found in (put(sender, other), _readers(spots, kept), put(held, base)):
+            for tap, many in found.items():
+                groups.setdefault(tap, []).extend(many)
+        return base.answers(1, groups).cpu(), kept
+
+    def _holding(self, sender: Mediator, held: list[Spot]) -> list[Spot]:
+        """Of what is held, what does not stop the sender itself."""
+        own = {_part(spot) for spot in sender}
+        return [spot for spot in held if _part(spot) not in own]
+
+    def _together(self) -> list[tuple[list[Mediator], list[Spot]]]:
+        """Receivers that can be read in one run, and what is held in it: not what stands before them in their own part.
+        """
+        found: dict[frozenset[Spot], list[Mediator]] = {}
+        for receiver in self.receivers:
+            own, taps = {_part(spot) for spot in receiver}, _taps(receiver)
+            free = frozenset(spot for spot in self.held if _part(spot) in own and
+                             (spot.tap not in taps or spot.tap.side == PATTERN))
+            found.setdefault(free, []).append(receiver)
+        return [(receivers, [spot for spot in self.held if spot not in free]) for free, receivers in found.items()]
+
+
+def _part(spot: Spot) -> tuple:
+    return spot.site.address.layer, spot.site.address.part
+
+
+def _taps(mediator: Mediator) -> set[Tap]:
+    return {spot.tap for spot in mediator}
+
+
+def _readers(spots: Sequence[Spot], kept: dict[tuple[Tap, int | None], tuple[Tensor, Tensor]]
+             ) -> Mapping[Tap, list[Group]]:
+    """Groups that change nothing and keep the values of spots, by tap and number of units."""
+    units: dict[tuple[Tap, int | None], list[int]] = {}
+    for spot in spots:
+        units.setdefault((spot.tap, spot.units), []).append(spot.unit)
+    groups: dict[Tap, list[Group]] = {}
+    for key, many in units.items():
+        unit = torch.tensor(list(dict.fromkeys(many)))
+        groups.setdefault(key[0], []).append(Group(torch.zeros_like(unit), unit, key[1], _reader(key, unit, kept)))
+    return groups
+
+
+def _reader(key: tuple[Tap, int | None], unit: Tensor, kept: dict[tuple[Tap, int | None], tuple[Tensor, Tensor]]
+            ) -> Callable[[Tensor], Tensor]:
+    def read(now: Tensor) -> Tensor:
+        kept[key] = unit, now.clone()
+        return now
+
+    return read
