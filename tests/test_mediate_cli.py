@@ -4,11 +4,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from tiny import gpt2
 from typer.testing import CliRunner
 
 import relprop
 from relprop import cli, data
+from relprop.errors import Undefined
 from relprop.mediation import LogOdds
 
 BASE, OTHER = "A wonderful film.", "A terrible film."
@@ -124,3 +126,18 @@ def test_several_tokens_where_one_is_needed(stories):
 def test_tokens_are_none_of_a_classifier():
     with pytest.raises(ValueError, match="predicts no tokens; give two labels"):
         relprop.effects("reviews-bert", [BASE], [OTHER], LogOdds([[5]], [[6]]))
+
+
+def test_a_small_ratio_is_no_zero_because_another_one_is_large():
+    from relprop.mediation.measurement import check_defined
+
+    class Asked:
+        subject = relprop.load("reviews-bert")
+
+    base, changed = torch.tensor([1e-6, 1e6]).double(), torch.tensor([2e-6, 3e6]).double()
+    found = {"base": base, "counterfactual": changed, "indirect_outcome": torch.stack([base, changed])}
+    check_defined(Asked, found, "ratio")
+    with pytest.raises(Undefined, match="of base 0 is zero"):
+        check_defined(Asked, {**found, "counterfactual": torch.tensor([1e3, 3e6]).double()}, "ratio")
+    with pytest.raises(Undefined, match="whatever is changed"):
+        check_defined(Asked, {"base": base, "counterfactual": base * (1 + 1e-8)}, "difference")

@@ -21,6 +21,7 @@ KINDS = ("total", "direct", "indirect")
 WRITTEN = ("html", "png", "svg", "json", "csv")
 """What is written of effects into a folder."""
 EVERY = "@*"  # each position for itself
+SHOWN = 4  # choices of two candidates that reports tell, at most
 
 Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help=(
     "A bundled name, a folder, a hub id, or timm/NAME. "
@@ -88,7 +89,7 @@ def mediate(
         at=_places(at or ["L*.attn.H*"], matched), kind=kinds, scale=scale, prompt_only=prompt_only,
         batch_size=batch_size, seed=seed, show_progress=watched(),
     )  # fmt: skip
-    found = replace(found, outcome=_named(found.outcome, pairs), about={"data": pairs.name, **found.about})
+    found = replace(found, outcome=_named(found.outcome, pairs), about={**_told(pairs), **found.about})
     for path in target:
         found.save(path)
     said = "" if not target else f"\n\nSaved: {' '.join(map(str, target))}"
@@ -181,6 +182,13 @@ def _named(outcome: str, pairs: Pairs) -> str:
     for letter, word in zip("ab", first):
         outcome = outcome.replace(f"P({letter})", f"P({word!r})")
     return outcome
+
+
+def _told(pairs: Pairs) -> dict[str, Any]:
+    """What reports say of the pairs: their name, and what a and b are where they differ from pair to pair."""
+    words = list(dict.fromkeys(one.continuations for one in pairs.pairs))
+    differ = 1 < len(words) <= SHOWN and len(words[0]) == 2
+    return {"data": pairs.name, **({"a, b": "; or ".join(f"{a!r}, {b!r}" for a, b in words)} if differ else {})}
 
 
 def _single(each: Sequence[Any], subject: Subject) -> list[Any]:

@@ -104,7 +104,9 @@ def result(task: Task, mediators: tuple[str, ...], found: Found, *, scale: str, 
 def check_defined(task: Task, found: Found, scale: str) -> None:
     """Raises: Undefined for an outcome that is the same whatever is changed, or a ratio to zero."""
     base = found["base"]
-    rounding = 4 * torch.finfo(task.subject.dtype).eps * max(float(value.abs().max()) for value in found.values())
+    largest = torch.stack([value.abs().flatten(0, -2).amax(0) if value.dim() > 1 else value.abs()
+                           for value in found.values()]).amax(0)  # (B,), each pair's own, since ratios differ by powers
+    rounding = 4 * torch.finfo(task.subject.dtype).eps * largest
     if all(bool(((value - base).abs() <= rounding).all()) for value in found.values()):
         raise Undefined(f"the outcome is {float(base[0]):g} whatever is changed, so that no effect is defined")
     zero = (base.abs() <= rounding).nonzero().flatten().tolist()
