@@ -92,7 +92,20 @@ def test_outcomes():
                                                    "--outcome", "ratio", "--scale", "ratio", "--kind", "total").stdout
 
 
+def test_neurons_by_an_estimate_and_a_sweep_that_goes_on(tmp_path):
+    asked = [*REVIEW, "--outcome", "POSITIVE", "--at", "L3.mlp.N*", "--kind", "indirect"]
+    good(*asked, "--estimate", "attribution", "--verify", 5, "-o", tmp_path / "few.json")
+    few = relprop.Effects.open(tmp_path / "few.json")
+    assert len(few.mediators) == 5 and few.about["estimate"]["verified"] == 5
+    few.save(tmp_path / "few.html")
+    page = (tmp_path / "few.html").read_text()
+    assert "estimate method attribution" in page and "estimate spearman" in page and "estimate mean" not in page
+    first, again = (good(*asked, "--resume", tmp_path / "sweep", "--json").stdout for _ in range(2))
+    assert first == again and any((tmp_path / "sweep").iterdir())
+
+
 @pytest.mark.parametrize("arguments, said", [
+    ([*REVIEW, "--verify", "3"], "verify"), ([*REVIEW, "--estimate", "guess"], "guess"),
     ([], "give --data, or --base"), (["--base", BASE], "give --data, or --base"),
     (["--data", "digits-swap", *REVIEW], "give --data, or --base"),
     (["--base", BASE, *REVIEW], "2 --base and 1 --counterfactual"),

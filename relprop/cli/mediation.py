@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .given import listed, subject_of, target_of, watched
+from .given import listed, own_device, subject_of, target_of, watched
 from .option import BUNDLED, AsJson, BatchSize, Device, Dtype, Seed
 
 if TYPE_CHECKING:
@@ -59,6 +60,17 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", h
     f"{', '.join(f'effects.{suffix}' for suffix in WRITTEN)}."
 ))]  # fmt: skip
 Count = Annotated[int, typer.Option("--count", metavar="N", min=1, help="Pairs of the data, at most.")]
+Estimate = Annotated[str | None, typer.Option("--estimate", metavar="METHOD", help=(
+    "Rank the mediators by a first-order estimate, attribution, relevance or integrated-gradients, and compute only "
+    "the first exactly: for neurons."
+))]  # fmt: skip
+Verify = Annotated[int | None, typer.Option("--verify", metavar="K", min=1, help=(
+    "How many of an estimate's first. [default: 20]"
+))]  # fmt: skip
+Resume = Annotated[Path | None, typer.Option("--resume", metavar="FOLDER", help=(
+    "Write the sweep here as it goes; the same command goes on where one was stopped, and under accelerate launch -m "
+    "relprop mediate ... several processes share it."
+))]  # fmt: skip
 PromptOnly = Annotated[bool, typer.Option("--prompt-only", help=(
     "Change mediators at the prompt's positions alone, not at those of the continuation."
 ))]  # fmt: skip
@@ -68,6 +80,7 @@ def mediate(
     model: Model = None, data: Data = None, base: Base = None, counterfactual: Counterfactual = None,
     continuation: Continuations = None, outcome: Outcome = None, at: At = None, kind: Kind = None,
     scale: Scale = "difference", output: Output = None, count: Count = 100, prompt_only: PromptOnly = False,
+    estimate: Estimate = None, verify: Verify = None, resume: Resume = None,
     as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None, seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Find the heads, neurons or layers that carry an effect.
@@ -80,15 +93,17 @@ def mediate(
     if not set(kinds) <= set(KINDS):
         raise ValueError(f"kinds of effect are {', '.join(KINDS)}, not {', '.join(kinds)}")
     pairs = _pairs(data, base, counterfactual, continuation, count, seed)
-    subject = subject_of(BUNDLED[pairs.modality] if model is None else model, device, dtype)
+    subject = subject_of(BUNDLED[pairs.modality] if model is None else model, device or own_device(), dtype)
     from ..mediation import effects
 
     matched = _matched(subject, pairs)
     found = effects(
         subject, matched.base, matched.counterfactual, _outcome(outcome, subject, matched), spans=matched.spans,
         at=_places(at or ["L*.attn.H*"], matched), kind=kinds, scale=scale, prompt_only=prompt_only,
-        batch_size=batch_size, seed=seed, show_progress=watched(),
+        estimate=estimate, verify=verify, out=resume, batch_size=batch_size, seed=seed, show_progress=watched(),
     )  # fmt: skip
+    if os.environ.get("RANK", "0") != "0":
+        return
     found = replace(found, outcome=_named(found.outcome, pairs), about={**_told(pairs), **found.about})
     for path in target:
         found.save(path)

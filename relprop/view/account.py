@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,8 +104,13 @@ def _examples(effects: Effects) -> list[dict]:
 
 def _facts(effects: Effects) -> list[tuple[str, str]]:
     shown = {name: value for name, value in effects.about.items() if name not in ("model", "pair", "tokens")}
+    said = []
+    for name, value in shown.items():  # of a mapping, such as that of an estimate, what is no table itself
+        parts = value.items() if isinstance(value, Mapping) else [("", value)]
+        said += [(f"{name} {key}".strip(), str(one)) for key, one in parts
+                 if one is not None and not isinstance(one, Mapping)]
     return [("model", str(effects.about.get("model", "?"))), ("outcome", effects.outcome), ("scale", effects.scale),
-            *((name, str(value)) for name, value in shown.items())]
+            *said]
 
 
 def _tint(value: float, end: float) -> str:
