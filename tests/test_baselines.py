@@ -22,8 +22,8 @@ METHODS = {name: run for name, run in {**baselines.METHODS, **attention.METHODS}
 COSTLY = {"integrated-gradients": {"n_steps": 3}, "layer-integrated-gradients": {"n_steps": 3},
           "smoothgrad": {"samples": 3}, "gradient-shap": {"samples": 3, "noise": 0.1}, "kernel-shap": {"samples": 40},
           "lime": {"samples": 40}}  # options that keep the tests short
-GRADIENTS = ("gradient", "input-x-gradient", "integrated-gradients", "layer-integrated-gradients", "smoothgrad",
-             "gradient-shap")
+GRADIENTS = ("gradient", "saliency", "input-x-gradient", "integrated-gradients", "layer-integrated-gradients",
+             "smoothgrad", "gradient-shap")
 BASELINED = ("integrated-gradients", "layer-integrated-gradients", "gradient-shap", "occlusion", "feature-ablation",
              "kernel-shap", "lime")
 CLIPPED = ("attention-gradcam",)  # may be zero everywhere
@@ -218,6 +218,48 @@ def test_gradient_agrees_with_finite_differences(seed):
         torch.testing.assert_close(folded, expected.float())
     with pytest.raises(ValueError, match="no fold"):
         baselines.gradient(Subject(network), batch, targets(1, batch), fold="mean")
+
+
+@pytest.mark.parametrize("name", ["gradient", "saliency", "input-x-gradient"])
+def test_pictures_have_the_maps_of_captum_itself(seed, name):
+    from captum.attr import InputXGradient, Saliency
+
+    network, batch = vit(), images(torch.randn(2, 3, 24, 24, dtype=torch.float64), 6)
+    found = baselines.METHODS[name](Subject(network), batch, targets([2, 0], batch))
+    options = {} if name == "input-x-gradient" else {"abs": name == "saliency"}
+    expected = (InputXGradient if name == "input-x-gradient" else Saliency)(network).attribute(
+        batch.args[0].clone().requires_grad_(), target=torch.tensor([2, 0]), **options).detach()
+    torch.testing.assert_close(found.inputs["0"], expected)
+    folded = expected.amax(1) if name == "saliency" else expected.sum(1)
+    torch.testing.assert_close(found.map, folded.float())
+    assert folded.any() and (found.forwards, found.backwards) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["gradient", "saliency", "input-x-gradient"])
+def test_texts_have_the_maps_of_captum_at_the_embedding(seed, name):
+    from captum.attr import LayerGradientXActivation
+
+    network, batch = bert(), text([CLS, 5, 6, 7, SEP], [CLS, 8, SEP])
+    found = baselines.METHODS[name](reads_text(network), batch, targets([2, 0], batch))
+    call = lambda ids, mask: network(input_ids=ids, attention_mask=mask).logits
+    layer = LayerGradientXActivation(call, network.bert.embeddings.word_embeddings,
+                                     multiply_by_inputs=name == "input-x-gradient")
+    expected = layer.attribute(batch.kwargs["input_ids"], torch.tensor([2, 0]), batch.kwargs["attention_mask"]).detach()
+    whole = expected.abs() if name == "saliency" else expected
+    torch.testing.assert_close(found.inputs["input_ids"], whole)
+    torch.testing.assert_close(found.map, (expected if name == "input-x-gradient" else whole.abs()).sum(-1).float())
+    assert found.map.any()
+
+
+@pytest.mark.parametrize("name", ["gradient", "saliency", "input-x-gradient"])
+def test_captum_is_what_is_called(seed, name, monkeypatch):
+    from captum import attr
+
+    batch = images(torch.randn(1, 3, 24, 24, dtype=torch.float64), 6)
+    called = attr.InputXGradient if name == "input-x-gradient" else attr.Saliency
+    monkeypatch.setattr(called, "attribute", lambda self, inputs, **options: torch.full_like(inputs, 0.5))
+    found = baselines.METHODS[name](Subject(vit()), batch, targets(0, batch))
+    assert (found.inputs["0"] == 0.5).all()
 
 
 def test_the_gradient_of_text_is_folded_by_magnitude(seed):
@@ -537,7 +579,8 @@ def test_deeplift_says_why_it_does_not_apply(seed, network, shape, message):
 @pytest.mark.parametrize("name, options, message", [
     ("smoothgrad", {"samples": 0}, "samples must be at least 1"), ("smoothgrad", {"noise": -1}, "noise at least 0"),
     ("smoothgrad", {"noise": math.nan}, "noise at least 0"), ("smoothgrad", {"kind": "mean"}, "kind is one of"),
-    ("smoothgrad", {"fold": "mean"}, "no fold"), ("gradient-shap", {"samples": 2.5}, "samples must be at least 1"),
+    ("smoothgrad", {"fold": "mean"}, "no fold"), ("saliency", {"fold": "sum"}, "no fold 'sum'; there are max, norm"),
+    ("gradient-shap", {"samples": 2.5}, "samples must be at least 1"),
     ("gradient-shap", {"baseline": []}, "empty list of baselines"), ("gradient-shap", {"noise": -1}, "at least 0"),
     ("gradient-shap", {"baseline": ["mask", "mean"]}, "no baseline 'mean' for text"),
     ("layer-integrated-gradients", {"n_steps": 0}, "n_steps must be at least 1"),

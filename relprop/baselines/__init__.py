@@ -7,17 +7,18 @@ from collections.abc import Callable
 
 from ..result import Relevance
 from .chance import random
-from .gradient import gradient, input_x_gradient, smoothgrad
+from .gradient import gradient, input_x_gradient, saliency, smoothgrad
 from .path import deeplift, gradient_shap, integrated_gradients, layer_integrated_gradients
 from .perturbation import feature_ablation, kernel_shap, lime, occlusion
 
 __all__ = [
     "METHODS", "deeplift", "feature_ablation", "gradient", "gradient_shap", "input_x_gradient", "integrated_gradients",
-    "kernel_shap", "layer_integrated_gradients", "lime", "occlusion", "random", "smoothgrad",
+    "kernel_shap", "layer_integrated_gradients", "lime", "occlusion", "random", "saliency", "smoothgrad",
 ]  # fmt: skip
 
 METHODS: dict[str, Callable[..., Relevance]] = {
     "gradient": gradient,
+    "saliency": saliency,
     "input-x-gradient": input_x_gradient,
     "integrated-gradients": integrated_gradients,
     "layer-integrated-gradients": layer_integrated_gradients,

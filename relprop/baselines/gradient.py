@@ -1,14 +1,16 @@
-"""Maps from the plain gradient at the input: as it is, times the input, or averaged over noisy copies.
+"""Maps from the plain gradient at the input: as it is, its magnitude, times the input, or averaged over noisy copies.
+All are Captum's.
 
-References: K. Simonyan et al., "Deep Inside Convolutional Networks", ICLR workshop 2014 (gradient); A. Shrikumar et
+References: K. Simonyan et al., "Deep Inside Convolutional Networks", ICLR workshop 2014 (saliency); A. Shrikumar et
 al., "Not Just a Black Box: Learning Important Features Through Propagating Activation Differences", 2016 (input x
 gradient); D. Smilkov et al., "SmoothGrad: removing noise by adding noise", 2017; J. Adebayo et al., "Local Explanation
 Methods for Deep Neural Networks Lack Sensitivity to Parameter Values", 2018 (VarGrad).
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,31 +23,52 @@ from ..tokens import Batch
 from .chance import seeded
 from .leaf import FOLDS, Derivative, Runs, at_least_one, captum, content, derivative, result
 
+UNIT = "target per unit of input"
 KINDS = ("smoothgrad", "smoothgrad_sq", "vargrad")  # Captum's names
 
 
 def gradient(subject: Subject, batch: Batch, targets: Targets, *, fold: str | None = None,
              at: Sequence[str] = ()) -> Relevance:
-    """Change of the target per change of the input, over the features of a token or the channels of a pixel.
+    """Change of the target per change of the input, over the features of a token or the channels of a pixel: Captum's
+    `Saliency` with signs.
 
     R_t = sum_d dy/dx_{t,d}, or sum_d |dy/dx_{t,d}| for token ids: behind the embeddings of many models comes a norm,
-    which takes their mean away, so that the signed sum is zero whatever the text. Simonyan et al. 2014 (section 3) take
-    the largest magnitude over channels: `fold="max"`. Unit: target per unit of input, so entries of different models do
-    not compare. Not conservative. Cost: one forward, one backward.
+    which takes their mean away, so that the signed sum is zero whatever the text. Unit: target per unit of input, so
+    entries of different models do not compare. Not conservative. Cost: one forward, one backward.
 
     Args: fold: "sum" (signed), "norm" (sum of magnitudes) or "max" (largest magnitude); None: "norm" for token ids,
         "sum" for the rest. at: addresses; see `latents.by_gradient`.
     Returns: map (B, T) or (B, Y, X); the whole gradient in `inputs`.
-    Raises: ValueError for an unknown fold; IndependentOutput if the target does not depend on the input.
+    Raises: ValueError for an unknown fold; IndependentOutput if the target does not depend on the input; ImportError
+        without captum.
     """
     fold = _fold(fold, batch)
     found = derivative(subject, batch, targets)
-    plain = result(subject, batch, found, found.slope, method="gradient", fold=fold)
-    return _inside(plain, subject, batch, found, at, {"unit": "target per unit of input"})
+    slope = _captums(captum().Saliency, found, abs=False)
+    plain = result(subject, batch, found, slope, method="gradient", fold=fold)
+    return _inside(plain, subject, batch, found, at, {"unit": UNIT})
+
+
+def saliency(subject: Subject, batch: Batch, targets: Targets, *, fold: str | None = None) -> Relevance:
+    """Magnitude of the change of the target per change of the input: Captum's `Saliency`.
+
+    R_t = max_d |dy/dx_{t,d}| over the channels of a pixel (Simonyan et al. 2014, section 3), sum_d |dy/dx_{t,d}| over
+    the features of a token, which are many. Says where the target is sensitive, not which way: no entry is negative.
+    Unit: target per unit of input. Not conservative. Cost: one forward, one backward.
+
+    Args: fold: "max" (largest magnitude) or "norm" (sum of magnitudes); None: "norm" for token ids, "max" for the rest.
+    Returns: map (B, T) or (B, Y, X); the magnitude of every feature in `inputs`.
+    Raises: as of `gradient`.
+    """
+    fold = _fold(fold, batch, pixels="max", known=("max", "norm"))
+    found = derivative(subject, batch, targets)
+    size = _captums(captum().Saliency, found)
+    plain = result(subject, batch, found, size, method="saliency", fold=fold)
+    return replace(plain, provenance=plain.provenance | {"unit": UNIT})
 
 
 def input_x_gradient(subject: Subject, batch: Batch, targets: Targets, *, at: Sequence[str] = ()) -> Relevance:
-    """First-order share of each input in the target, summed over features or channels.
+    """First-order share of each input in the target, summed over features or channels: Captum's `InputXGradient`.
 
     R_t = sum_d x_{t,d} dy/dx_{t,d} (Shrikumar et al. 2016, section 2), x the embeddings or the normalised pixels.
     Unit: that of the target. Sums to the target only for models that are linear through zero; of a model with a norm
@@ -54,11 +77,22 @@ def input_x_gradient(subject: Subject, batch: Batch, targets: Targets, *, at: Se
 
     Args: at: addresses; see `latents.by_gradient`.
     Returns: map (B, T) or (B, Y, X); with all features in `inputs`.
-    Raises: IndependentOutput if the target does not depend on the input.
+    Raises: IndependentOutput if the target does not depend on the input; ImportError without captum.
     """
     found = derivative(subject, batch, targets)
-    plain = result(subject, batch, found, found.slope * found.leaf, method="input-x-gradient")
+    shares = _captums(captum().InputXGradient, found)
+    plain = result(subject, batch, found, shares, method="input-x-gradient")
     return _inside(plain, subject, batch, found, at, {})
+
+
+def _captums(method: Callable, found: Derivative, **options: Any) -> Tensor:
+    """What a gradient method of Captum makes of the derivative that there is: the pass that found the embedding and
+    fixed the prediction has made it already, and Captum's own would be a second one.
+    """
+    run = method(lambda leaf: found.value)
+    run.gradient_func = lambda forward_fn, inputs, target_ind=None, additional_forward_args=None: (found.slope,)
+    with torch.no_grad():
+        return run.attribute(found.leaf.clone().requires_grad_(), **options).detach()
 
 
 def _inside(plain: Relevance, subject: Subject, batch: Batch, found: Derivative, at: Sequence[str],
@@ -101,7 +135,7 @@ def smoothgrad(subject: Subject, batch: Batch, targets: Targets, *, samples: int
             with seeded(seed, content(batch, row)):
                 _smoothed(runs, row, noise, options, into=smooth)
     plain = result(subject, batch, found, smooth, method="smoothgrad", fold=fold)
-    unit = "target per unit of input" + ("" if kind == "smoothgrad" else ", squared")
+    unit = UNIT + ("" if kind == "smoothgrad" else ", squared")
     about = {"unit": unit, "samples": samples, "noise": noise, "kind": kind, "seed": seed,
              "noise_of": "range of the row" if found.module is None else "standard deviation of the embeddings"}
     return replace(plain, provenance=plain.provenance | about, forwards=runs.forwards, backwards=runs.backwards)
@@ -121,9 +155,9 @@ def _spread(found: Derivative, own: Tensor) -> float:
     return float(own.std(correction=0)) if found.module is not None else float(own.max() - own.min())
 
 
-def _fold(fold: str | None, batch: Batch) -> str:
+def _fold(fold: str | None, batch: Batch, *, pixels: str = "sum", known: Iterable[str] = FOLDS) -> str:
     if fold is None:
-        return "sum" if rows.leaf(batch)[1].is_floating_point() else "norm"
-    if fold not in FOLDS:
-        raise ValueError(f"no fold {fold!r}; there are {', '.join(FOLDS)}")
+        return pixels if rows.leaf(batch)[1].is_floating_point() else "norm"
+    if fold not in known:
+        raise ValueError(f"no fold {fold!r}; there are {', '.join(known)}")
     return fold
