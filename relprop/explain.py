@@ -315,7 +315,8 @@ def _checked(run: Method, subject: Subject, batch: Batch, targets: Targets) -> R
     except (RelpropError, ValueError):
         subject.check_weights()
         raise
-    if not isinstance(found, Explanation) or not found.value.isfinite().all():  # no gradient has met every weight
+    met = isinstance(found, Explanation) or found.backwards > 1  # by gradients, and would have made the map NaN
+    if not met or not found.value.isfinite().all():
         subject.check_weights()
     if not found.value.isfinite().all():
         raise ValueError(f"the explained value is {found.value.tolist()}, though inputs and weights are finite; try a "

@@ -19,7 +19,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..composite import Composite
-from ..ops import Call, Op, activation, add, lookup, matmul, mul
+from ..ops import Call, Op, activation, add, lookup, matmul, mul, softmax
 from ..ops.call import Alternating, Turn, dependent, plain
 from ..ops.mul import GATE
 from .interception import Interception
@@ -28,6 +28,7 @@ STREAM = "_relprop_stream"
 """Name of the mark that tells which input's positions a tensor holds; it follows the first operand that has one."""
 _AFTER, _PATTERN, _HELD = "_relprop_after", "_relprop_pattern", "_relprop_held"
 _JOINS = (torch.cat, torch.concat, torch.concatenate)
+_SOFTMAX = frozenset({torch.softmax, torch.nn.functional.softmax, Tensor.softmax})
 _TWO_WAYS = frozenset({"norm", "softmax", "activation", "matmul", "add", "mul"})
 
 
@@ -242,6 +243,10 @@ class Attending(Interception):
         if op.run is activation.elementwise and len(places) == 1 and call.rule is activation.identity:
             return self._activated(call, func, leaves, places[0], rebuild)
 
+        if call.rule is softmax.identity and places == [0] and not held[0] and func in _SOFTMAX:
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
+            return op.run(replace(call, rule=self._in_turn(dim)), *args, **kwargs)
+
         def filled(xs: tuple[Tensor, ...]) -> Any:
             whole = list(leaves)
             for place, x in zip(places, xs, strict=True):
@@ -259,6 +264,13 @@ class Attending(Interception):
             return func(*args, **kwargs)
 
         return self._both(by_rule, by_gradient, held, [leaves[i] for i in places], call)
+
+    def _in_turn(self, dim: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The identity rule of a softmax, or its gradient, for both of which what came out is enough."""
+        def rule(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
+            return softmax.taylor(x, y, g, dim=dim) if self.turn.plain else softmax.identity(x, y, g)
+
+        return rule
 
     def _halved(self, func: Any, leaves: list[Any], places: list[int], rebuild: Any) -> Any:
         """A product under the uniform rule: halved once, at its operands or at what comes out, whichever is smaller."""
