@@ -133,7 +133,8 @@ class Effects:
 
     def summary(self) -> str:
         """A few lines: the total effect, and the mediators of the largest indirect (else direct) effects."""
-        lines = [f"{self.outcome}: total effect {self._said('total', 0)} ({self.scale}, {len(self.base)} examples)"]
+        count = f"{len(self.base)} example{'s' * (len(self.base) != 1)}"
+        lines = [f"{self.outcome}: total effect {self._said('total', 0)} ({self.scale}, {count})"]
         kind = next((kind for kind in ("indirect", "direct", "controlled") if kind in self.kinds), None)
         for name in self.top(5, kind) if kind else []:
             lines.append(f"  {name}: {kind} effect {self._said(kind, self.mediators.index(name))}")
