@@ -85,6 +85,8 @@ def test_layers_are_the_sum_of_their_mediators():
 
 def test_marks_are_the_corrected_ones():
     effects = made()
+    effects.summaries["indirect"].q[5] = 0.2  # of a mediator whose own p-value is small
+    assert effects.summaries["indirect"].p[5] < 0.05
     marks = found(effects, "indirect")
     assert marks == (effects.summaries["indirect"].q <= 0.05).tolist() and any(marks) and not all(marks)
     page = Document(view.account(effects))
