@@ -13,9 +13,10 @@ Only this module imports Captum when it is imported, because its classes are sub
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from captum._utils.common import _format_additional_forward_args, _select_targets
@@ -28,13 +29,15 @@ from .composite import Composite
 from .relevance import propagate
 from .still import settled
 from .target import logits
+from .way import propagate_along
 
 Target = int | tuple[int, ...] | Tensor | list | None
 Tensors = Tensor | tuple[Tensor, ...]
 
 
 class CompositeAttribution(Attribution):
-    """Relevance of the inputs by a composite, one backward pass through the model as it is.
+    """Relevance of the inputs by a composite, one backward pass through the model as it is, or one for each of the
+    composite's points on a way.
 
     Floating inputs (pixels, embeddings) get relevance of their own shape. Token ids (B, T) get that of their
     embeddings, summed over features, (B, T): a tensor of the inputs' shape in every case. Where Captum's own classes
@@ -44,16 +47,18 @@ class CompositeAttribution(Attribution):
     Args: model: any module; it is given back as it came. composite: a name or a `Composite`; the subclasses have one.
         forward_func: how the model is called, where `model(*inputs, *additional_forward_args)` is not how; it calls
         `model`. ledger: keep the books, so that a leak is an error; about a tenth of the cost. unruled, spread_bias: as
-        of `relprop.explain`.
-    Raises: TypeError for a model that is no module; ValueError for an unknown composite, and for one that starts from
-        more than the input, such as "attnlrp-path".
+        of `relprop.explain`. mask_token, kept: where the way of a composite that has one, such as "attnlrp-path",
+        begins: this id in the place of every token id but those kept, special tokens and padding. Floating inputs have
+        no such text and are explained at the input alone, as everywhere.
+    Raises: TypeError for a model that is no module; ValueError for an unknown composite, and for a mask token that is
+        no id or that the composite does not ask for.
     """
 
     composite: str | Composite | None = None
 
     def __init__(self, model: nn.Module, composite: str | Composite | None = None, *,
                  forward_func: Callable | None = None, ledger: bool = True, unruled: str = "error",
-                 spread_bias: bool = False) -> None:
+                 spread_bias: bool = False, mask_token: int | None = None, kept: Sequence[int] = ()) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"relevance passes through a module, and {type(model).__name__} is none; give the model, "
                             "and the function that calls it as forward_func")
@@ -62,9 +67,11 @@ class CompositeAttribution(Attribution):
             raise ValueError(f"no composite; give one of {', '.join(composites.NAMES)}, or a Composite")
         super().__init__(model if forward_func is None else forward_func)
         self.model, self.composite = model, composites.get(chosen)
-        if self.composite.points != (1.0,):
-            raise ValueError(f"{self.composite.name} needs a text of mask tokens where its way begins, which Captum "
-                             "does not give; take relprop.explain, or the composite attnlrp")
+        if mask_token is not None and self.composite.points == (1.0,):
+            raise ValueError(f"{self.composite.name} explains at the input alone and takes no mask_token")
+        if mask_token is not None and (not isinstance(mask_token, int) or mask_token < 0):
+            raise ValueError(f"mask_token is the id of a token, got {mask_token!r}")
+        self._mask_token, self._kept = mask_token, tuple(kept)
         self._options = {"ledger": ledger, "unruled": unruled, "spread_bias": spread_bias}
 
     @log_usage(part_of_slo=True)  # as Captum's own have it: its noise tunnel looks for what this wraps
@@ -77,21 +84,37 @@ class CompositeAttribution(Attribution):
             is not explained, and counts as constant. return_convergence_delta: and what did not reach the inputs.
         Returns: relevance, of the shape of each input, in at least float32; and the delta, (B,): value - sum of
             relevance, which the biases and what the composite does not conserve took.
-        Raises: as `relprop.relevance.propagate`; ValueError if the target selects no number a row.
+        Raises: as `relprop.relevance.propagate`; ValueError if the target selects no number a row, and for token ids
+            without a `mask_token` where the composite's way begins with it.
         """
         single = isinstance(inputs, Tensor)
         explained = (inputs,) if single else tuple(inputs)
         rest = _format_additional_forward_args(additional_forward_args) or ()
+        rules, run = self._passes(explained)
         plain = self.forward_func is self.model and not rest
         module = self.model if plain else _Called(self.model, self.forward_func)
         with nullcontext() if plain else settled(self.model):  # of which `module` has the parts, and not itself
-            found = propagate(module, explained, {f"mask {i}": value for i, value in enumerate(rest)},
-                              _Value(target, len(explained[0])), self.composite, **self._options)
+            found = run(module, explained, {f"mask {i}": value for i, value in enumerate(rest)},
+                              _Value(target, len(explained[0])), rules, **self._options)
         parts = tuple(_of(found.relevance, str(i), value) for i, value in enumerate(explained))
         relevance = parts[0] if single else parts
         if not return_convergence_delta:
             return relevance
         return relevance, self.compute_convergence_delta(relevance, found.value)
+
+    def _passes(self, inputs: tuple[Tensor, ...]) -> tuple[Composite, Callable]:
+        """The rules, and what propagates by them: along the way from mask tokens, or at the input alone."""
+        ids = [str(i) for i, value in enumerate(inputs) if not value.is_floating_point()]
+        if self.composite.points == (1.0,) or not ids:
+            return replace(self.composite, points=(1.0,)), propagate
+        if self._mask_token is None:
+            raise ValueError(f"{self.composite.name} needs a text of mask tokens where its way begins; give the id as "
+                             "mask_token, and those of special tokens as kept, or take the composite attnlrp")
+        return self.composite, partial(propagate_along, starts=dict.fromkeys(ids, self._masked))
+
+    def _masked(self, ids: Tensor) -> Tensor:
+        kept = torch.isin(ids, torch.tensor(self._kept, dtype=ids.dtype, device=ids.device))
+        return torch.where(kept, ids, self._mask_token)
 
     def has_convergence_delta(self) -> bool:
         return True
@@ -119,6 +142,15 @@ class AttnLRPGamma(CompositeAttribution):
     """By `composite.attnlrp_gamma`, for vision transformers. Not conservative."""
 
     composite = "attnlrp-gamma"
+
+
+class AttnLRPPath(CompositeAttribution):
+    """By `composite.attnlrp_path`, the default for text. Not conservative.
+
+    Token ids need `mask_token=tokenizer.mask_token_id, kept=tokenizer.all_special_ids` to be explained as `explain` does.
+    """
+
+    composite = "attnlrp-path"
 
 
 class AttnLRPVision(CompositeAttribution):

@@ -10,12 +10,13 @@ import torch
 from captum.attr import Attribution, InputXGradient, NoiseTunnel
 from captum.attr import visualization as figures
 from captum.metrics import infidelity, sensitivity_max
-from tiny import CLS, SEP, bert, gpt2, text, vit
+from tiny import CLS, MASK, PAD, SEP, TOKENIZER, bert, gpt2, text, vit
 from torch import nn
 
 import relprop
 from relprop import captum, composite, relevance
-from relprop.captum import CPLRP, AttnLRP, CompositeAttribution, GradientInput
+from relprop.captum import CPLRP, AttnLRP, AttnLRPPath, CompositeAttribution, GradientInput
+from relprop.subject import Subject
 
 CLASSES = CompositeAttribution.__subclasses__()
 
@@ -26,8 +27,7 @@ def pixels(seed) -> torch.Tensor:
 
 
 def test_every_composite_has_its_class():
-    at_input = {name for name in composite.NAMES if composite.get(name).points == (1.0,)}  # a way needs token ids
-    assert {of.composite for of in CLASSES} == at_input and len(at_input) >= 6
+    assert {of.composite for of in CLASSES} == set(composite.NAMES) and len(CLASSES) >= 6
     assert all(issubclass(of, Attribution) and of.__doc__ for of in CLASSES)
 
 
@@ -112,6 +112,27 @@ def test_ids_and_their_embeddings_agree(seed):
     with torch.no_grad():
         value = network(ids, mask).logits[[0, 1], [1, 2]]
     torch.testing.assert_close(delta, value - by_ids.sum(1))
+
+
+def test_the_way_of_a_text_begins_at_mask_tokens(seed):
+    network, batch = bert(initializer_range=0.1), text([CLS, 5, 6, 7, SEP], [CLS, 8, SEP])
+    ids, mask = batch.kwargs["input_ids"], batch.kwargs["attention_mask"]
+    path = AttnLRPPath(network, mask_token=MASK, kept=[CLS, SEP, PAD])
+    found, delta = path.attribute(ids, [1, 2], mask, return_convergence_delta=True)
+    subject = Subject(network, TOKENIZER, "text")
+    expected = relprop.explain(subject, batch, [relprop.Class(1), relprop.Class(2)], method="attnlrp-path")
+    torch.testing.assert_close(found.float(), expected.map, rtol=1e-5, atol=1e-7)
+    assert (found[torch.tensor(batch.units.special)] == 0).all() and found.any()
+    torch.testing.assert_close(delta, expected.ledger.value - found.sum(1), rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(found, AttnLRP(network).attribute(ids, [1, 2], mask), rtol=0.1)
+    from_all = AttnLRPPath(network, mask_token=MASK).attribute(ids, [1, 2], mask)
+    assert (from_all[:, 0] != 0).all()  # special tokens too, where they are not kept
+
+
+def test_floating_inputs_have_no_way(pixels):
+    network = vit()
+    expected = AttnLRP(network).attribute(pixels, target=1)
+    torch.testing.assert_close(AttnLRPPath(network, mask_token=MASK).attribute(pixels, target=1), expected)
 
 
 def test_a_token_of_a_language_model(seed):
@@ -213,9 +234,35 @@ def test_infidelity_tells_a_map_from_noise(pixels):
     assert of(AttnLRP(network).attribute(pixels, target=1)).isfinite().all()
 
 
+class Bag(nn.Module):
+    """What it says of a text is the sum of what it says of the words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(40, 8).double(), nn.Linear(8, 3).double()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.words(ids).sum(1))
+
+
+def test_infidelity_of_a_way_from_mask_tokens_is_nothing_where_words_add_up(seed):
+    network, ids = Bag(), torch.tensor([[CLS, 5, 6, 7, SEP], [CLS, 8, 9, 10, SEP]])
+
+    def masked(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gone = (torch.rand(inputs.shape) < 0.5) & ~torch.isin(inputs, torch.tensor([CLS, SEP]))
+        return gone.double(), torch.where(gone, MASK, inputs)
+
+    def of(attributions: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)
+        return infidelity(network, masked, ids, attributions, target=1, n_perturb_samples=40)
+
+    path = AttnLRPPath(network, mask_token=MASK, kept=[CLS, SEP]).attribute(ids, target=1)
+    assert (of(path) < 1e-12).all() and (of(AttnLRP(network).attribute(ids, target=1)) > 1e-3).all()
+
+
 def test_sensitivity_is_of_the_explanation(pixels):
     network = vit()
-    for of in (AttnLRP, CPLRP):
+    for of in (AttnLRP, AttnLRPPath, CPLRP):
         attribute = of(network).attribute
         small, large = (sensitivity_max(attribute, pixels, perturb_radius=radius, n_perturb_samples=3, target=[2, 0])
                         for radius in (1e-6, 0.2))
@@ -259,7 +306,11 @@ def test_bad_input_is_an_error(pixels):
     with pytest.raises(ValueError, match="unknown composite 'lrp'; the composites are attnlrp"):
         CompositeAttribution(network, "lrp")
     with pytest.raises(ValueError, match="attnlrp-path needs a text of mask tokens where its way begins"):
-        CompositeAttribution(network, "attnlrp-path")
+        AttnLRPPath(bert()).attribute(torch.tensor([[CLS, 5, SEP]]), 1)
+    with pytest.raises(ValueError, match="attnlrp explains at the input alone and takes no mask_token"):
+        AttnLRP(network, mask_token=MASK)
+    with pytest.raises(ValueError, match="mask_token is the id of a token, got -1"):
+        AttnLRPPath(network, mask_token=-1)
     with pytest.raises(TypeError, match="relevance passes through a module, and function is none"):
         AttnLRP(lambda x: network(x))
     with pytest.raises(ValueError, match=r"target None selects \(2, 3\) of the output, expected one number"):
