@@ -52,6 +52,16 @@ def test_help_does_not_wait_for_torch(argv):
     assert said.splitlines()[-1] == "False"
 
 
+def test_the_help_of_data_names_all_there_is():
+    from typer.main import get_command
+
+    from relprop.data import FILES, MAKERS
+
+    option = next(option for option in get_command(cli.app).commands["benchmark"].params if option.name == "data")
+    named = set(option.help.replace(",", " ").replace(";", " ").split())
+    assert FILES and MAKERS and named >= {*FILES, *MAKERS}
+
+
 def test_python_dash_m():
     said = python("-m", "relprop", "--help").stdout
     assert all(verb in said for verb in ("explain", "compare", "check", "models", "demo"))

@@ -163,8 +163,9 @@ def benchmark(
         "A bundled name, a folder, a hub id, or timm/NAME."
     ))],
     data: Annotated[str, typer.Option("--data", "-d", metavar="DATA", help=(
-        "digits, palindromes, brackets, sorted-lists; mnist:FOLDER, movies:FOLDER, sst:FOLDER; "
-        "a folder of pictures with masks; or a .jsonl of texts."
+        "digits, palindromes, brackets, sorted-lists; NAME:PATH, where NAME is mnist, movies, eraser, sst, pictures, "
+        "segmentation, imagefolder, texts, textfolder, passages or squad; a folder of pictures with masks; or a .jsonl "
+        "of texts."
     ))],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help=(
         "Where everything is written, and a run that was stopped goes on."
