@@ -32,7 +32,7 @@ def main() -> None:
     asked = asked.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     found = benchmark(asked.model, digits(asked.count, seed=SEED), methods=asked.methods, metrics=PLACED + REMOVED,
-                      out=asked.work, ends=ENDS)
+                      out=asked.work, count=None, ends=ENDS)
     save(found, asked.out / "benchmark-vision")
 
 
