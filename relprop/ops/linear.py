@@ -131,11 +131,12 @@ def z_plus(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None
     """
     W, W_abs, eps = affine.weight, absolute(affine.weight), EPS[x.dtype] if eps is None else eps
     b = affine.bias_part(positive) if bias else 0.0
-    magnitude = affine.product(x.abs(), W_abs)
-    z = (magnitude + y).add_(2 * b - affine.bias_part(lambda b: b))  # twice the sum of what is positive
-    rounding = magnitude.add_(affine.bias_part(torch.abs)).mul_(16 * torch.finfo(x.dtype).eps)
-    absent = z <= rounding  # nothing is positive, see `quotient`
-    s = (y * g).div_(z.add_(2 * eps)).masked_fill_(absent, 0)
+    z = affine.product(x.abs(), W_abs).add_(y).add_(2 * b - affine.bias_part(lambda b: b))  # twice what is positive
+    # z <= rounding (|x| |W| + |b|): nothing is positive, see `quotient`; |x| |W| is z less the rest
+    rounding = 16 * torch.finfo(x.dtype).eps
+    s = torch.add(z, y, alpha=rounding)
+    absent = s <= 2 * rounding * (affine.bias_part(positive) + b)
+    s = torch.mul(y, g, out=s).div_(z.add_(2 * eps)).masked_fill_(absent, 0)
     g_x = affine.transpose(s, W_abs).mul_(x.sign()).add_(affine.transpose(s, W))
     return Shares(g_x, 2 * b * s if isinstance(b, Tensor) else None)
 
