@@ -147,7 +147,7 @@ class AttnLRPGamma(CompositeAttribution):
 class AttnLRPPath(CompositeAttribution):
     """By `composite.attnlrp_path`, the default for text. Not conservative.
 
-    Token ids need `mask_token=tokenizer.mask_token_id, kept=tokenizer.all_special_ids` to be explained as `explain` does.
+    Token ids need `mask_token=tokenizer.mask_token_id` and `kept=tokenizer.all_special_ids`, as `explain` finds them.
     """
 
     composite = "attnlrp-path"

@@ -135,7 +135,7 @@ def z_plus(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None
     # z <= rounding (|x| |W| + |b|): nothing is positive, see `quotient`; |x| |W| is z less the rest
     rounding = 16 * torch.finfo(x.dtype).eps
     s = torch.add(z, y, alpha=rounding)
-    absent = s <= 2 * rounding * (affine.bias_part(positive) + b)
+    absent = s <= 2 * rounding * (affine.bias_part(positive) - b)
     s = torch.mul(y, g, out=s).div_(z.add_(2 * eps)).masked_fill_(absent, 0)
     g_x = affine.transpose(s, W_abs).mul_(x.sign()).add_(affine.transpose(s, W))
     return Shares(g_x, 2 * b * s if isinstance(b, Tensor) else None)
