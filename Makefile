@@ -22,7 +22,7 @@ demo: $(VENV)/.for-demo
 	$(BIN)/relprop demo --output $(OUT)
 
 test: $(VENV)/.for-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 bench: $(VENV)/.for-test
 	@for script in tests/bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -55,7 +55,8 @@ def rules(*where: ModuleType) -> list[Rule]:
 def name(rule: Rule) -> str:
     """Of a rule, for people: `linear.gamma(bias=False)`."""
     if isinstance(rule, partial):
-        return f"{name(rule.func)}({', '.join(f'{k}={v}' for k, v in rule.keywords.items())})"
+        options = (f"{k}={name(v) if callable(v) else v}" for k, v in rule.keywords.items())
+        return f"{name(rule.func)}({', '.join(options)})"
     return f"{rule.__module__.rsplit('.', 1)[-1]}.{rule.__name__}"
 
 

@@ -115,7 +115,7 @@ def test_what_is_found_wrongly_is_not_verified(name):
     assert not verified[f"L{last}.attn"] and not verified[f"L{last}.attn.H0"] and verified[f"L{last}.mlp"]
 
 
-@pytest.mark.parametrize("name", PARALLEL)
+@pytest.mark.parametrize("name", sorted(PARALLEL))
 def test_parallel_layers_have_no_middle(name):
     with pytest.raises(ValueError, match=r"L0.mid: layer 0 \(.*\) has no stream between .*beside each other"):
         list(found(name)[-1].resolve(Address.parse("L0.mid")))

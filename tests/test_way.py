@@ -55,7 +55,7 @@ def test_of_many_places_they_are_integrated_gradients(reviews):
     assert not torch.allclose(found.map, relprop.explain(reviews, TEXTS[0], 1, method=GRADIENT).map, atol=0.01)
 
 
-@pytest.mark.parametrize("rules", ["attnlrp-path", GRADIENT], ids=str)
+@pytest.mark.parametrize("rules", ["attnlrp-path", GRADIENT], ids=["attnlrp-path", "gradient-path"])
 def test_the_books_balance_and_say_what_the_way_took(reviews, rules):
     found = relprop.explain(reviews, TEXTS, 1, method=rules)
     _, places = by_hand(reviews, TEXTS, composite.get(rules).points, 1)
