@@ -415,7 +415,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
 
 
 def test_where_to_save_is_looked_at_before_the_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_subject", lambda *_, **__: pytest.fail("loaded before the slip was found"))
+    monkeypatch.setattr("relprop.cli.given.subject_of", lambda *_, **__: pytest.fail("loaded before the slip was found"))
     assert run("explain", TEXT, "-o", tmp_path / "map.doc").exit_code == 2
 
 
