@@ -17,7 +17,7 @@ from test_cli import run
 from torch import Tensor, nn
 
 import relprop
-from relprop import METHODS, IndependentOutput, Token, cli, compare, explain, load
+from relprop import METHODS, IndependentOutput, Token, compare, explain, load
 
 TEXT = "A wonderful film."
 DEAF = ("random",)  # methods that do not ask the model
@@ -415,7 +415,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
 
 
 def test_where_to_save_is_looked_at_before_the_model(tmp_path, monkeypatch):
-    monkeypatch.setattr("relprop.cli.given.subject_of", lambda *_, **__: pytest.fail("loaded before the slip was found"))
+    monkeypatch.setattr("relprop.cli.given.subject_of", lambda *_, **__: pytest.fail("loaded before the slip is found"))
     assert run("explain", TEXT, "-o", tmp_path / "map.doc").exit_code == 2
 
 
