@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..result import Effects
 from ..result.arrangement import Arrangement
 from ..result.number import percent, printed, signed
 from . import color
 from .mediation import LEVEL, columns, found, grid, heading, interval, layers, main, maps, rounded, scale, subheading
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from .template import template
 
 LISTED = 20
 """Mediators in the table of the strongest."""
@@ -29,7 +24,7 @@ def account(effects: Effects) -> str:
     kind = main(effects)
     kinds = [one for one in effects.kinds if one != "total"]
     names = effects.top(LISTED, kind) if kinds else []
-    return _template().render(
+    return template("mediation.html").render(
         title=heading(effects), under=subheading(effects), kind=kind, kinds=kinds, level=LEVEL,
         lines=[_line(effects, name, kinds, kind) for name in names], count=len(effects.mediators),
         boards=[_board(effects, part, kind) for part in maps(effects) if part.shape == "board"],
@@ -116,15 +111,6 @@ def _facts(effects: Effects) -> list[tuple[str, str]]:
 def _tint(value: float, end: float) -> str:
     strength = _STRONGEST * float(color.share(value, end))
     return f"rgba({_RED if strength >= 0 else _BLUE},{abs(strength):.3f})"
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = FileSystemLoader(Path(__file__).parent / "templates")
-    return Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                       undefined=StrictUndefined).get_template("mediation.html")
 
 
 __all__ = ["LISTED", "account"]

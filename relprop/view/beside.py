@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..result import Table
 from .color import FAINT, INK
 from .sheet import BODY, SMALL, TITLE, sheet, shortened
+from .template import template
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
@@ -30,8 +28,9 @@ def beside(frame: DataFrame, *, title: str, here: str, reference: str, source: s
     """
     columns = {column: list(frame[column].columns) for column, _ in frame.columns}
     lines = [(name, [(who, _said(value)) for (_, who), value in row.items()]) for name, row in frame.iterrows()]
-    return _template().render(title=title, here=here, reference=reference, source=source, apart=apart, columns=columns,
-                              lines=lines, table=table, cited=any("paper" in who for who in columns.values()))
+    return template("beside.html").render(
+        title=title, here=here, reference=reference, source=source, apart=apart, columns=columns, lines=lines,
+        table=table, cited=any("paper" in who for who in columns.values()))
 
 
 def series(table: Table, places: Mapping[str, float], *, title: str, along: str, up: str) -> Figure:
@@ -69,12 +68,3 @@ def series(table: Table, places: Mapping[str, float], *, title: str, along: str,
 
 def _said(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:#.4g}".replace("-", "−")  # 79.70 as the paper has it
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = FileSystemLoader(Path(__file__).parent / "templates")
-    return Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                       undefined=StrictUndefined).get_template("beside.html")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..result import Cell, Table
@@ -12,9 +10,9 @@ from ..result.number import amount, chance, printed, signed
 from ..result.table import reasons
 from .color import CHANCE, FAINT, INK, LINE, MOST_FIRST
 from .sheet import BODY, SMALL, TITLE, Sheet, sheet, shortened
+from .template import template
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from matplotlib.figure import Figure
 
 ACROSS = 3  # panels beside each other
@@ -44,7 +42,7 @@ def forest(table: Table) -> Figure:
 
 def report(table: Table) -> str:
     """A whole HTML document with every number of the table, what is missing and why, and how it was made."""
-    return _template().render(
+    return template("benchmark.html").render(
         title=_title(table), counted=_counted(table), metrics=[_heading(metric) for metric in table.metrics],
         lines=[_line(table, name) for name in [*table.methods, *table.controls]], first=table.methods[0],
         tests=[_tests(table, metric) for metric in table.metrics], costs=[_cost(cost) for cost in table.costs],
@@ -142,12 +140,3 @@ def _facts(about: dict, path: str = "") -> list[tuple[str, str]]:
         elif path or name not in _FACTS:
             found.append((where, str(value)))
     return found
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = FileSystemLoader(Path(__file__).parent / "templates")
-    return Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                       undefined=StrictUndefined).get_template("benchmark.html")

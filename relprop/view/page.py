@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,9 +15,9 @@ from ..tokens import ImageUnits, TextUnits
 from . import color, panel, words
 from .figure import chosen, heading, subheading
 from .grid import ends, same_inputs, scales, titles, together
+from .template import template
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
     from numpy import ndarray
 
 _STRONGEST = 0.75  # opacity of the strongest word, so that it can be read on light and on dark
@@ -35,25 +33,12 @@ def page(
     Args: row: one row of the batch; None: all. check: instead of `relevance.curve`. title: of the window.
     """
     content = _content(relevance, row, check)
-    return _templates().get_template("page.html").render({**content, "title": title or content["title"]})
+    return template("page.html").render({**content, "title": title or content["title"]})
 
 
 def fragment(relevance: Relevance | Sequence[Relevance], row: int | None = None, *, check: Curve | None = None) -> str:
     """The same as `page` as one element, for a notebook."""
-    return _templates().get_template("fragment.html").render(_content(relevance, row, check))
-
-
-@cache
-def _templates() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    return template("fragment.html").render(_content(relevance, row, check))
 
 
 def _content(relevance: Relevance | Sequence[Relevance], row: int | None, check: Curve | None) -> dict:
