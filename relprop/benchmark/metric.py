@@ -83,7 +83,7 @@ def _known(name: str) -> Metric:
     return METRICS[name]
 
 
-def _each(measure: Callable[[Case, int], float]) -> Callable[[Case], list[Reading]]:
+def each(measure: Callable[[Case, int], float]) -> Callable[[Case], list[Reading]]:
     """A measure of one row, for all rows; what it refuses is the row's reading."""
     def read(case: Case) -> list[Reading]:
         found: list[Reading] = []
@@ -105,7 +105,7 @@ def _of(measure: Callable[..., float], what: str) -> Callable[[Case], list[Readi
             raise Undefined(f"this row has no {what}")
         return measure(case.placed[row], truth)
 
-    return _each(read)
+    return each(read)
 
 
 def _class_mass(case: Case, row: int) -> float:
@@ -196,11 +196,11 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in [
            "share of the positive relevance on what is marked", ARRAS, ("marked",)),
     Metric("relevance-rank", HIGHER, _of(localisation.relevance_rank, "marked"),
            "share of the K largest on what is marked, K its size", ARRAS, ("marked",)),
-    Metric("class-mass", HIGHER, _each(_class_mass),
+    Metric("class-mass", HIGHER, each(_class_mass),
            "share on the class asked for, of the positive relevance on any class's mask", CHEFER, ("others",)),
-    Metric("token-f1", HIGHER, _each(_token_f1),
+    Metric("token-f1", HIGHER, each(_token_f1),
            "F1 of the most relevant words against the rationale", ERASER, _REASON),
-    Metric("iou-f1", HIGHER, _each(_iou_f1),
+    Metric("iou-f1", HIGHER, each(_iou_f1),
            "F1 of the spans of the most relevant words against those of the rationale", ERASER, _REASON),
     Metric("auprc", HIGHER, _of(rationale.auprc, "marked"),
            "area under precision over recall of the rationale's words", ERASER, _REASON),

@@ -19,7 +19,7 @@ from ..check import convention, perturbation
 from ..errors import Undefined
 from ..result import Table
 from .case import Case
-from .metric import HIGHER, LOWER, Metric, Reading
+from .metric import HIGHER, LOWER, Metric, Reading, each
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -107,32 +107,18 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _each(measure: Callable[[Case, int], float]) -> Callable[[Case], list[Reading]]:
-    """A measure of one row, for all rows; what it refuses is the row's reading."""
-    def read(case: Case) -> list[Reading]:
-        found: list[Reading] = []
-        for row in range(len(case.relevance)):
-            try:
-                found.append(measure(case, row))
-            except Undefined as why:
-                found.append(why)
-        return found
-
-    return read
-
-
 def _on_pixels(measure: Callable[..., float]) -> Callable[[Case], list[Reading]]:
     """A measure of the map as it is drawn over pixels, and of the mask."""
     def read(case: Case) -> list[Reading]:
         drawn = convention.drawn(case.relevance.detach().cpu(), case.rows.batch)
-        return _each(lambda case, row: measure(drawn[row], _marked(case, row)))(case)
+        return each(lambda case, row: measure(drawn[row], _marked(case, row)))(case)
 
     return read
 
 
 def _on_words(measure: Callable[..., float]) -> Callable[[Case], list[Reading]]:
     """A measure of the words' relevance and of the marked words."""
-    return _each(lambda case, row: measure(case.placed[row], _marked(case, row)))
+    return each(lambda case, row: measure(case.placed[row], _marked(case, row)))
 
 
 def _marked(case: Case, row: int):
