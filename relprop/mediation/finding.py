@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .. import view
 from ..result import effects as result
 from ..tokens import Batch, TextUnits
+from ..view.save import checked as place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,16 +41,8 @@ class Effects(result.Effects):
 
 
 def checked(path: str | PathLike) -> Path:
-    """The path, if effects can be saved there.
-
-    Raises: ValueError for an unknown suffix; FileNotFoundError if the folder does not exist.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"cannot write effects to {path.name}; they are written to {', '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot save {path.name}: there is no folder {path.parent}")
-    return path
+    """The path, if effects can be saved there; raises as `relprop.view.save.checked`."""
+    return place(path, SUFFIXES, refused="cannot write effects to {name}; they are written to {suffixes}")
 
 
 def pictured(base: Batch, counterfactual: Batch) -> dict[str, list[str]]:

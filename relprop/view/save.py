@@ -46,14 +46,16 @@ def save(
     return path
 
 
-def checked(path: str | PathLike) -> Path:
+def checked(path: str | PathLike, suffixes: Sequence[str] = SUFFIXES, *,
+            refused: str = "cannot save as {name!r}: the suffix must be one of {suffixes}") -> Path:
     """The path, if a result can be saved there.
 
+    Args: suffixes: of files that can be written. refused: what is said of another.
     Raises: ValueError for an unknown suffix; FileNotFoundError if the folder does not exist.
     """
     path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"cannot save as {path.name!r}: the suffix must be one of {', '.join(SUFFIXES)}")
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(refused.format(name=path.name, suffixes=", ".join(suffixes)))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot save {path.name}: there is no folder {path.parent}")
     return path
