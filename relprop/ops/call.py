@@ -100,16 +100,16 @@ def dependent(value: Any) -> bool:
 
 
 class Scaled(Function):
-    """The identity, whose gradient is multiplied by a constant factor."""
+    """The identity, whose gradient is multiplied by a constant factor, unless it is the plain gradient's turn."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
+    def forward(ctx: Any, x: Tensor, factor: float, turn: Turn | None) -> Tensor:
+        ctx.factor, ctx.turn = factor, turn
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return g * ctx.factor, None
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        return g if ctx.turn is not None and ctx.turn.plain else g * ctx.factor, None, None
 
 
 class Unary(Function):
@@ -157,9 +157,9 @@ class Binary(Function):
         return g_a, g_b, None, None, None, None
 
 
-def scaled(x: Tensor, factor: float) -> Tensor:
-    """`x`, whose relevance per unit is multiplied by `factor` on the way back."""
-    return Scaled.apply(x, factor) if x.requires_grad and factor != 1 else x
+def scaled(x: Tensor, factor: float, turn: Turn | None = None) -> Tensor:
+    """`x`, whose relevance per unit is multiplied by `factor` on the way back; with a `turn`, its gradient is not."""
+    return Scaled.apply(x, factor, turn) if x.requires_grad and factor != 1 else x
 
 
 def plain(call: Call, *args: Any, **kwargs: Any) -> Any:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..composite import Composite
 from ..ops import Call, Op, activation, add, lookup, matmul, mul, softmax
-from ..ops.call import Alternating, Turn, dependent, plain
+from ..ops.call import Alternating, Turn, dependent, plain, scaled
 from ..ops.mul import GATE
 from .interception import Interception
 
@@ -94,19 +94,6 @@ def _edges(output: Any) -> list[Any]:
     """Where the graph of each output ends; None for one that depends on nothing."""
     outputs = (output,) if isinstance(output, Tensor) else output
     return [get_gradient_edge(t) if t.requires_grad else None for t in outputs]
-
-
-class Halved(Function):
-    """The identity, whose relevance per unit is halved, and whose gradient is not."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, turn: Turn) -> Tensor:
-        ctx.turn = turn
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return (g if ctx.turn.plain else g * 0.5), None
 
 
 class Attending(Interception):
@@ -251,7 +238,6 @@ class Attending(Interception):
             whole = list(leaves)
             for place, x in zip(places, xs, strict=True):
                 whole[place] = x
-            for place, x in zip(places, xs, strict=True):
                 _copy_marks(leaves[place], x)
             return tree_unflatten(whole, rebuild)
 
@@ -278,10 +264,10 @@ class Attending(Interception):
         at_output = max(a.numel(), b.numel()) > 2 * a[..., 0].numel() * b.shape[-1]  # of a product of matrices
         if not at_output:
             for place in places:
-                leaves[place] = Halved.apply(leaves[place], self.turn)
+                leaves[place] = scaled(leaves[place], 0.5, self.turn)
         args, kwargs = tree_unflatten(leaves, rebuild)
         output = func(*args, **kwargs)
-        return Halved.apply(output, self.turn) if at_output else output
+        return scaled(output, 0.5, self.turn) if at_output else output
 
     def _activated(self, call: Call, func: Any, leaves: list[Any], place: int, rebuild: Any) -> Tensor:
         """An activation under the identity rule, computed once for both ways back."""
