@@ -12,14 +12,13 @@ from pathlib import Path
 from PIL import Image
 
 from relprop import Benchmark, benchmark, composite, data
-from relprop.view.forest import verdict
+from relprop.view.forest import markdown
 
 METHODS = dict.fromkeys([composite.default("text"), "attnlrp", "rollout", "raw-attention", "attention-gradcam",
                          "input-x-gradient", "integrated-gradients", "transformer-attribution"])
 PERTURBED = ["area", "positive-auc", "negative-auc", "comprehensiveness", "sufficiency"]
 TRUTH = {"movies": ["token-f1", "iou-f1", "auprc"], "sst": ["rank-correlation", "sign-agreement"]}
 COUNT = {"movies": 400, "sst": 620}  # inputs drawn; those which the model gets wrong are left out
-MARKS = {"worse": " <", "better": " >", "": ""}  # than the first method, by paired tests
 
 
 def main() -> None:
@@ -43,17 +42,12 @@ def main() -> None:
 
 
 def write(found: Benchmark, path: Path) -> None:
-    """The numbers, and on the screen the table: means and half their intervals, marked as in `MARKS`."""
+    """The numbers, and on the screen the table."""
     path.parent.mkdir(parents=True, exist_ok=True)
     found.table.to_csv(f"{path}.csv", float_format="%.6g")
     Path(f"{path}.json").write_text(found.to_json())
-    names, costs = [metric["name"] for metric in found.metrics], found.cost["relative"]
     print(f"\n{path.name}: {max(cell.rows for cell in found.cells)} of {found.about['rows']} inputs\n")
-    print(f"| method | {' | '.join(names)} | time |\n|{' --- |' * (len(names) + 2)}")
-    for method in [*found.methods, *found.controls]:
-        cells = [found.cell(name, method) for name in names]
-        said = [f"{one.mean:.3f} ± {(one.high - one.low) / 2:.3f}{MARKS[verdict(found, one)]}" for one in cells]
-        print(f"| `{method}` | {' | '.join(said)} | {f'{costs[method]:.1f}' if method in costs else ''} |")
+    print(markdown(found, [metric["name"] for metric in found.metrics]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from relprop.benchmark import Benchmark, benchmark
 from relprop.composite import default
 from relprop.data import digits
-from relprop.view.forest import verdict
+from relprop.view.forest import markdown
 
 METHODS = [default("image"), "rollout", "raw-attention", "attention-gradcam", "input-x-gradient",
            "integrated-gradients", "transformer-attribution"]
@@ -37,18 +37,13 @@ def main() -> None:
 
 
 def save(found: Benchmark, path: Path) -> None:
-    """Mean and half the interval; "<" where the first method beats it, ">" where it beats the first, paired tests."""
+    """The numbers, the figure, and on the screen the table."""
     found.table.to_csv(f"{path}.csv", float_format="%.6g")
     Path(f"{path}.json").write_text(found.to_json())
     found.show().savefig(f"{path}.png", dpi=110)
     print(f"\n{found.cells[0].rows} canvases")
-    marks, costs = {"worse": " <", "better": " >", "": ""}, found.cost["relative"]
     for names in (PLACED, REMOVED):
-        print(f"\n| method | {' | '.join(names)} | time |\n|{' --- |' * (len(names) + 2)}")
-        for method in [*found.methods, *found.controls]:
-            cells = [found.cell(name, method) for name in names]
-            said = [f"{one.mean:.3f} ± {(one.high - one.low) / 2:.3f}{marks[verdict(found, one)]}" for one in cells]
-            print(f"| `{method}` | {' | '.join(said)} | {f'{costs[method]:.1f}' if method in costs else ''} |")
+        print(f"\n{markdown(found, names)}")
 
 
 if __name__ == "__main__":

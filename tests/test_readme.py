@@ -1,6 +1,7 @@
 """What the README says runs, and its tables say what the code does."""
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -54,6 +55,18 @@ def test_measures_and_data_are_listed():
 
     section = README.split("## Measure methods on your own model and data\n", 1)[1].split("\n## ", 1)[0]
     assert not {name for name in [*METRICS, *CONTROLS, *MAKERS] if f"`{name}`" not in section}
+
+
+@pytest.mark.parametrize("name", ["vision", "text-movies", "text-sst"])
+def test_tables_of_methods_are_those_that_were_measured(name):
+    from relprop.result import Table
+    from relprop.view.forest import markdown
+
+    kept = Table.from_dict(json.loads((Path(__file__).parents[1] / "assets" / f"benchmark-{name}.json").read_text()))
+    headers = [line.split(" | ")[1:-1] for line in README.splitlines() if line.startswith("| method |")]
+    shown = {metric for names in headers for metric in names
+             if {*names} <= {known["name"] for known in kept.metrics} and markdown(kept, names) in README}
+    assert shown == {metric["name"] for metric in kept.metrics}
 
 
 @pytest.mark.parametrize("verb", ["explain", "compare", "check", "benchmark", "models", "demo"])

@@ -51,6 +51,21 @@ def report(table: Table) -> str:
         skipped=list(table.about.get("skipped", {}).items()), facts=list(_facts(table.about)))
 
 
+_MARKS = {"worse": " <", "better": " >", "": ""}  # than the first method, see `verdict`
+
+
+def markdown(table: Table, names: Sequence[str]) -> str:
+    """These metrics as a table of Markdown: means and half their intervals, "<" where the first method is better, ">"
+    where it is worse, and what a map costs in plain forwards + backwards."""
+    costs = table.cost["relative"]
+    lines = [f"| method | {' | '.join(names)} | time |", f"|{' --- |' * (len(names) + 2)}"]
+    for method in [*table.methods, *table.controls]:
+        cells = [table.cell(name, method) for name in names]
+        said = [f"{one.mean:.3f} ± {(one.high - one.low) / 2:.3f}{_MARKS[verdict(table, one)]}" for one in cells]
+        lines.append(f"| `{method}` | {' | '.join(said)} | {f'{costs[method]:.1f}' if method in costs else ''} |")
+    return "\n".join(lines)
+
+
 def verdict(table: Table, cell: Cell) -> str:
     """Whether a method is "better" or "worse" than the first on a metric, its interval and corrected p-value agreeing,
     or "" where that is open."""
