@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import partial
 from inspect import signature
+from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -374,6 +375,20 @@ def _answering() -> list[str]:
     return [name for name, method in METHODS.items() if name in _COMPOSITES or latents.answers(method)]
 
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (Integral,), "int | None": (Integral, type(None)), "float": (Real,), "bool": (bool,),
+    "bool | None": (bool, type(None)), "str": (str,)}
+"""What options of plain annotations take; those of others are checked where they are used."""
+
+
+def _check_types(method: str, options: dict[str, Any], annotations: dict[str, Any]) -> None:
+    """Raises TypeError for an option that is not what its annotation says; True is no number."""
+    for name, value in options.items():
+        wanted = _TYPES.get(annotations[name])
+        if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool) and bool not in wanted):
+            raise TypeError(f"{method}: {name} is of type {annotations[name]}, got {value!r}")
+
+
 def _options(method: str, options: dict[str, Any], show_progress: bool) -> dict[str, Any]:
     """Options of a method that is no composite. Raises: ValueError for an unknown one, with those that it has."""
     parameters = signature(METHODS[method]).parameters.values()
@@ -382,6 +397,7 @@ def _options(method: str, options: dict[str, Any], show_progress: bool) -> dict[
     unknown = [name for name in options if name not in known]
     if unknown:
         raise ValueError(f"{method} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
+    _check_types(method, options, {parameter.name: parameter.annotation for parameter in parameters})
     return {"show_progress": show_progress, **options} if "show_progress" in known else options
 
 

@@ -426,3 +426,12 @@ def test_a_warning_is_one_line_and_the_text_is_cut():
     assert result.exit_code == 0 and "film" in result.stdout
     line, = result.stderr.splitlines()
     assert re.fullmatch(r"relprop: warning: the text of row 0 has 202 tokens, the model takes 128: 74 are cut .*", line)
+
+
+@pytest.mark.parametrize("method, option, value", [
+    ("transformer-attribution", "start_layer", "a"), ("transformer-attribution", "normalize", "maybe"),
+    ("partial-lrp", "layer", 1.5), ("integrated-gradients", "n_steps", True), ("rollout", "discard", "much"),
+    ("generic-attention", "rules", 3)])
+def test_an_option_of_another_type_is_named(method, option, value):
+    with pytest.raises(TypeError, match=f"{method}: {option} is of type .*, got {value!r}"):
+        explain("reviews-bert", TEXT, method=method, options={option: value})
