@@ -259,6 +259,15 @@ def test_grids(seed, make, suffix, tmp_path):
         assert all(result.method in said for result in results) and said.count("better than chance") == 12
 
 
+def test_what_is_under_a_heading_starts_with_words(seed):
+    first = image()
+    others = [replace(first, map=torch.randn_like(first.map), target=[name] * len(first.target), method=name)
+              for name in ("one", "other")]
+    several = view.page([first, *others], 0)
+    under = [part.split("</p>")[0].strip() for part in several.split('<p class="faint">')[1:]]
+    assert any("scale" in line for line in under) and not any(line.startswith("·") for line in under)
+
+
 def test_grids_of_what_does_not_belong_together(seed):
     with pytest.raises(ValueError, match="at least one"):
         view.grid([])
