@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .composite import Composite, get
-from .numerics import stabilize
 from .ops.call import Turn
 from .ops.journal import Rows
-from .run import Run, Value
+from .run import Run, Value, from_one
 from .trace import Attending, Attention, Part
 
 
@@ -138,7 +137,7 @@ class _Run(Run):
                 turn.plain = True
                 slopes = _grads(value, [*weights, *ends], torch.ones_like(value), two_ways)
                 turn.plain = False
-                per_unit = _grads(value, weights, 1 / stabilize(value.detach()), False) if two_ways else []
+                per_unit = _grads(value, weights, from_one(value.detach()), False) if two_ways else []
         if not rows.exact:
             return None
         found = [Pattern.of(attention, slope, share, self.rows)

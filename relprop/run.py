@@ -122,6 +122,18 @@ class Run:
         return value
 
 
+def from_one(value: Tensor) -> Tensor:
+    """1 / value, (B,): what relevance that starts at the value is multiplied by to start at 1.
+
+    Raises: ValueError where the value is exactly zero.
+    """
+    if not bool(value.all()):
+        row = int((value == 0).int().argmax())
+        raise ValueError(f"the explained value of row {row} is exactly 0, and relevance that starts at 1 is relevance "
+                         "over that value; explain another target, such as a single logit")
+    return 1 / value
+
+
 def independent(idle: list[int], rows: int) -> str:
     """What is wrong where these rows, or all, have no gradient."""
     some = f" of row {', '.join(map(str, idle[:5]))}" if 0 < len(idle) < rows else ""

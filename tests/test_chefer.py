@@ -198,3 +198,11 @@ def test_relevance_inside_starts_at_one_and_is_that_of_the_rules(seed, method):
     torch.testing.assert_close(found.latents["L1.attn.H0.pattern"], wanted, rtol=1e-4, atol=1e-6)
     if method == "full-lrp":
         torch.testing.assert_close(found.map, found.latents["L0.in"])
+
+
+@pytest.mark.parametrize("method", ["transformer-attribution", "lrp-rollout", "partial-lrp", "full-lrp"])
+def test_a_value_of_zero_has_no_relevance_that_starts_at_one(seed, method):
+    batch = images(torch.randn(2, 3, 24, 24).double(), 6)
+    zero = targets(lambda output: output[:, 0] - output[:, 0].detach() * torch.tensor([0.5, 1.0]), batch)
+    with pytest.raises(ValueError, match="value of row 1 is exactly 0"):
+        attention.METHODS[method](Subject(vit()), batch, zero)

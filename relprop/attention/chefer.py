@@ -21,6 +21,7 @@ from ..latents import places
 from ..pattern import Attended, Pattern, attend
 from ..relevance import Propagation, propagate
 from ..result import Relevance
+from ..run import from_one
 from ..subject import Subject
 from ..target import Targets
 from ..tokens import Batch, TextUnits
@@ -126,7 +127,7 @@ def _propagated(subject: Subject, batch: Batch, asked: Asked, rules: str, at: tu
 
 def _of_start(relevance: Tensor, value: Tensor) -> Tensor:
     """Relevance (B, ...) as it is when it starts at 1 instead of at the value, (B,)."""
-    return relevance / value.to(relevance).reshape(-1, *[1] * (relevance.dim() - 1))
+    return relevance * from_one(value).to(relevance).reshape(-1, *[1] * (relevance.dim() - 1))
 
 
 METHODS: dict[str, Callable[..., Relevance]] = {
