@@ -4,7 +4,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from killed import killed
 from torch import nn
 from typer.testing import CliRunner
 
@@ -390,17 +390,7 @@ def script(folder, method, out):
 
 def test_a_run_that_is_killed_goes_on_and_counts_nothing_twice(tmp_path):
     out = tmp_path / "out"
-    stopped = subprocess.Popen([sys.executable, script(tmp_path, "slow", out)], stderr=subprocess.PIPE,
-                               env=os.environ | {"SLOW": "0.3"})
-    try:
-        deadline = time.time() + 120
-        while len(list(out.glob("rows/00-*/[0-9]*.jsonl"))) < 3:
-            assert stopped.poll() is None, stopped.stderr.read().decode()
-            assert time.time() < deadline
-            time.sleep(0.02)
-    finally:
-        os.kill(stopped.pid, signal.SIGKILL)
-        stopped.wait()
+    killed(script(tmp_path, "slow", out), lambda: len(list(out.glob("rows/00-*/[0-9]*.jsonl"))) >= 3, SLOW="0.3")
     kept = shards(out)
     assert 3 <= len(list(out.glob("rows/00-*/[0-9]*.jsonl"))) < 12 and not (out / "table.json").exists()
     stray = next(iter(kept)).with_name(".000022.jsonl.1234")

@@ -70,11 +70,16 @@ def plainly(name, here, there, site, ask):
     for mine, other in outcome(ask).pairs(one, here, there):
         with torch.no_grad(), intervened(model(name), {site: Resample(other.batch)}, known=known(name)):
             output = one.forward(mine.batch)
-        rows = torch.arange(mine.batch.rows)
-        if mine.at is not None:
-            output = output.logits[rows[:, None], mine.at]
-        total.append(mine.answer(output if mine.tokens is None else output[..., mine.tokens], rows).double())
+        total.append(answered(mine, output))
     return outcome(ask).value(total)
+
+
+def answered(question, output):
+    """What a question's answer is of the whole output of a plain forward."""
+    rows = torch.arange(question.batch.rows)
+    if question.at is not None:
+        output = output.logits[rows[:, None], question.at]
+    return question.answer(output if question.tokens is None else output[..., question.tokens], rows).double()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

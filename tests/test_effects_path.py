@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_effects import CLOSE, asked, model, outcome, subject, two
+from test_effects import CLOSE, answered, asked, model, outcome, subject, two
 from torch.testing import assert_close
 
 from relprop.intervene import Given, Hold, Intervention, Resample, intervened
@@ -35,10 +35,7 @@ def plainly(name, sender, receiver, held, ask):
         if receiver:
             with torch.no_grad(), intervened(one.model, {receiver: Given(seen.seen)}):
                 output = one.forward(mine.batch)
-        rows = torch.arange(mine.batch.rows)
-        if mine.at is not None:
-            output = output.logits[rows[:, None], mine.at]
-        total.append(mine.answer(output if mine.tokens is None else output[..., mine.tokens], rows).double())
+        total.append(answered(mine, output))
     return outcome(ask).value(total)
 
 

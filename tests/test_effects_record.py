@@ -3,16 +3,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from killed import killed
 from test_effects import CLOSE, model, two
 from torch.testing import assert_close
 
@@ -71,16 +70,7 @@ def same(found, wanted):
 
 def test_a_sweep_that_is_killed_goes_on_and_counts_nothing_twice(tmp_path):
     out = tmp_path / "out"
-    stopped = subprocess.Popen([sys.executable, script(tmp_path, out, pause=0.05)], stderr=subprocess.PIPE)
-    try:
-        deadline = time.time() + 120
-        while len(shards(out)) < 3:
-            assert stopped.poll() is None, stopped.stderr.read().decode()
-            assert time.time() < deadline
-            time.sleep(0.02)
-    finally:
-        os.kill(stopped.pid, signal.SIGKILL)
-        stopped.wait()
+    killed(script(tmp_path, out, pause=0.05), lambda: len(shards(out)) >= 3)
     kept = shards(out)
     assert 3 <= len(kept) < 8
     next(iter(kept)).with_name(".000030.jsonl.1234").write_text('{"rows": [0, 1')  # what a kill in a file leaves

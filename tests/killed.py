@@ -1,0 +1,24 @@
+"""A script that is stopped in the middle, the hard way."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def killed(script: str | Path, far_enough: Callable[[], bool], **environment: str) -> None:
+    """Runs the script until it is far enough, and kills it then. Fails if it ends by itself, or takes minutes."""
+    process = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, env=os.environ | environment)
+    try:
+        deadline = time.time() + 120
+        while not far_enough():
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.time() < deadline
+            time.sleep(0.02)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
