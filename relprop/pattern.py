@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .composite import Composite, get
+from .errors import IndependentOutput
 from .ops.call import Turn
 from .ops.journal import Rows
-from .run import Run, Value, from_one
+from .run import Run, Value, from_one, independent
 from .trace import Attending, Attention, Part
 
 
@@ -137,6 +138,8 @@ class _Run(Run):
                 turn.plain = True
                 slopes = _grads(value, [*weights, *ends], torch.ones_like(value), two_ways)
                 turn.plain = False
+                if slopes and not any(bool(slope.any()) for slope in slopes):
+                    raise IndependentOutput(independent([], self.rows))
                 per_unit = _grads(value, weights, from_one(value.detach()), False) if two_ways else []
         if not rows.exact:
             return None
