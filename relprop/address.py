@@ -7,12 +7,17 @@
 | `L5.attn`, `L5.mlp` | what its attention's output projection gives, and its MLP |
 | `L5.attn.H3`, `L5.mlp.N17` | one head, as it enters the output projection, and one neuron of the MLP |
 | `L5.attn.H3.pattern`, `L5.attn.pattern` | the attention pattern of a head, and of all heads |
+| `L5.attn.H3.q`, `.k`, `.v` | what a head's queries, keys and values are made from: the stream before the norm |
 | `L5.cross`, `L5.cross.H3`, `L5.cross.H3.pattern` | the same of a decoder's attention to the encoder |
+| `logits` | what the logits are made from: the residual stream before the final norm |
 
 `*` stands for every layer, head or neuron. `@` adds positions of the row's own tokens, padding left out: `@7`, `@-1`
 from the end, `@3,5-7` several (of relevance then the sum), `@cls` the class token, `@p12` patch 12, counted from 0
 behind the class and register tokens, `@profession` a span that the caller names. Of a pattern the positions are those
 of the queries. Layers are counted as they run, an encoder's before its decoder's.
+
+`.q`, `.k`, `.v` and `logits` are where edges of a circuit end, as is `L5.mlp`, of which it is then the input before the
+norm. Heads are those of the queries, also where several share a key: `L5.attn.H3.k` is head 3's own use of it.
 """
 from __future__ import annotations
 
@@ -26,9 +31,11 @@ ALL = None
 Spans = Mapping[str, "int | Sequence[int] | Sequence[Sequence[int]]"]
 """Positions by name: one, several, or for each row of the batch its own several."""
 
-_FORM = re.compile(r"(?:(?P<embed>embed)|L(?P<layer>\d+|\*)(?:\.(?P<part>in|mid|attn|cross|mlp)"
-                   r"(?:\.(?P<unit>[HN])(?P<index>\d+|\*))?(?:\.(?P<inner>pattern))?)?)(?:@(?P<position>.+))?")
+_FORM = re.compile(r"(?:(?P<alone>embed|logits)|L(?P<layer>\d+|\*)(?:\.(?P<part>in|mid|attn|cross|mlp)"
+                   r"(?:\.(?P<unit>[HN])(?P<index>\d+|\*))?(?:\.(?P<inner>pattern|q|k|v))?)?)(?:@(?P<position>.+))?")
 _UNITS = {"attn": "H", "cross": "H", "mlp": "N"}
+INPUTS = ("q", "k", "v")
+"""What a head reads: of `inner`, those that are ends of edges."""
 _ONE, _SOME = re.compile(r"-?\d+"), re.compile(r"(?P<patch>p?)(?P<first>-?\d+)(?:-(?P<last>\d+))?")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
@@ -37,9 +44,9 @@ _NAME = re.compile(r"[A-Za-z_]\w*")
 class Address:
     """A place in a model, or a pattern of places.
 
-    `part` is "embed", "in", "mid", "layer" (the stream after it), "attn", "cross" or "mlp"; `unit` "H" (head) or "N"
-    (neuron), or None for the whole part; `layer` and `index` are numbers or `ALL`; `position` is a number, from the end
-    where negative, or the text of several, of a patch or of a name; `inner` is "pattern" or None.
+    `part` is "embed", "in", "mid", "layer" (the stream after it), "attn", "cross", "mlp" or "logits"; `unit` "H" (head)
+    or "N" (neuron), or None for the whole part; `layer` and `index` are numbers or `ALL`; `position` is a number, from
+    the end where negative, or the text of several, of a patch or of a name; `inner` is "pattern", "q", "k", "v", None.
     """
 
     part: str
@@ -63,20 +70,21 @@ class Address:
         found = _FORM.fullmatch(text) if isinstance(text, str) else None
         misplaced = found is not None and (
             (found["unit"] and found["unit"] != _UNITS.get(found["part"]))
-            or (found["inner"] and _UNITS.get(found["part"]) != "H"))
+            or (found["inner"] and _UNITS.get(found["part"]) != "H")
+            or (found["inner"] in INPUTS and not found["unit"]))
         if found is None or misplaced:
             raise ValueError(f"{text!r} is no address; write L5, L5.in, L5.mid, L5.attn, L5.attn.H3, L5.cross, L5.mlp, "
-                             "L5.mlp.N17, L5.attn.H3.pattern or embed, with @7, @-1, @3,5-7, @cls, @p12 or a name for "
-                             "positions, and * for every layer, head or neuron")
+                             "L5.mlp.N17, L5.attn.H3.pattern, L5.attn.H3.q, embed or logits, with @7, @-1, @3,5-7, "
+                             "@cls, @p12 or a name for positions, and * for every layer, head or neuron")
         position = _position(found["position"], text)
-        if found["embed"]:
-            return Address("embed", position=position)
+        if found["alone"]:
+            return Address(found["alone"], position=position)
         part, layer, index = found["part"] or "layer", _number(found["layer"]), _number(found["index"])
         return Address(part, layer, found["unit"], index, position, found["inner"])
 
     def __str__(self) -> str:
-        if self.part == "embed":
-            text = "embed"
+        if self.part in ("embed", "logits"):
+            text = self.part
         else:
             part = "" if self.part == "layer" else f".{self.part}"
             unit = "" if self.unit is None else f".{self.unit}{'*' if self.index is ALL else self.index}"

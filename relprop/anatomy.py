@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .address import ALL, Address
+from .address import ALL, INPUTS, Address
 from .still import settled
 from .trace import Seen, Survey, Tap, surveyed
 from .trace.intervention import PATTERN, Change, edited
@@ -66,6 +66,12 @@ class Anatomy:
                 raise ValueError("embed: no lookup of word embeddings or embedding of patches was seen; give L0.in")
             yield address, self.embed
             return
+        if address.part == "logits":
+            yield address, Tap(self.layers[-1].path, None, "output", self.layers[-1].nth)
+            return
+        if address.inner in INPUTS:
+            raise ValueError(f"{address} is an end of edges, of which relprop.circuit tells; what it reads is the "
+                             f"stream as it enters the layer, {Address('in', address.layer)}")
         numbers = self._numbers(address)
         for number in numbers:
             found = self._tap(replace(address, layer=number), len(numbers) > 1)

@@ -15,7 +15,8 @@ from relprop.anatomy import anatomy
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 PLACES = ["embed", "L5", "L5.in", "L5.mid", "L*", "L5.attn", "L5.attn.H3", "L*.attn.H*.pattern", "L5.attn.pattern",
-          "L5.cross", "L5.cross.H*", "L5.cross.H1.pattern", "L5.mlp", "L5.mlp.N17"]
+          "L5.cross", "L5.cross.H*", "L5.cross.H1.pattern", "L5.mlp", "L5.mlp.N17", "L5.attn.H3.q", "L*.attn.H*.k",
+          "L5.cross.H1.v", "logits"]
 POSITIONS = ["", "@7", "@-1", "@3,5-7", "@3,-1", "@cls", "@p12", "@p3-5,0", "@profession"]
 
 
@@ -59,8 +60,8 @@ def test_an_address_reads_back(place, position):
 
 
 @pytest.mark.parametrize("text", ["", "L", "5", "L5.foo", "L5.mlp.H3", "L5.attn.N3", "L5.in.H3", "L5.mlp.pattern",
-                                  "L5.attn.H3.query", "embed.H1", "L-1", "L5@", "L5@5-3", "L5@3,", "L5@-3-1", "L5@p-",
-                                  "L5@a b", None, 3])
+                                  "L5.attn.H3.query", "L5.attn.q", "L5.mlp.q", "logits.H1", "L5.logits", "embed.H1",
+                                  "L-1", "L5@", "L5@5-3", "L5@3,", "L5@-3-1", "L5@p-", "L5@a b", None, 3])
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(ValueError, match="is no (address|position)"):
         Address.parse(text)
@@ -154,6 +155,17 @@ def test_a_decoder_attends_to_itself_and_to_the_encoder(name):
 def test_places_that_are_not_there(text, said):
     with pytest.raises(ValueError, match=said):
         list(found("bert")[-1].resolve(Address.parse(text)))
+
+
+def test_the_logits_are_made_from_the_last_layer():
+    parts = found("gpt-j")[-1]
+    (_, tap), = parts.resolve(Address.parse("logits"))
+    assert tap == next(tap for _, tap in parts.resolve(Address.parse(f"L{len(parts.layers) - 1}")))
+
+
+def test_what_edges_end_at_is_no_place_of_its_own():
+    with pytest.raises(ValueError, match=r"L1.attn.H0.q is an end of edges.*L1.in"):
+        list(found("bert")[-1].resolve(Address.parse("L1.attn.H0.q")))
 
 
 def test_anatomy_is_given_back():

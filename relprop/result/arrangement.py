@@ -11,7 +11,8 @@ from ..address import Address
 _COORDINATE = re.compile(r"\[(\d+)\]")
 _PARTS = {"attn": "attention", "cross": "attention to the encoder", "mlp": "MLPs", "embed": "embedding",
           "in": "residual stream before layers", "mid": "residual stream between attention and MLP",
-          "layer": "residual stream after layers"}
+          "layer": "residual stream after layers", "logits": "residual stream before the logits"}
+_INNER = {"pattern": "attention patterns", "q": "queries", "k": "keys", "v": "values"}
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ def _place(name: str) -> tuple[tuple[str, str, str], str, str]:
         one = Address.parse(_COORDINATE.sub("", name))
     except ValueError:  # a name that the user gave
         return ("sets of mediators", "list", ""), "", name
-    row = "embed" if one.layer is None else f"L{one.layer}"
+    row = one.part if one.layer is None else f"L{one.layer}"
     at = "" if one.position is None else f" at @{one.position}"
     if coordinate or one.unit == "N":
         unit = "coordinates" if coordinate else "neurons"
         return (f"{unit} of {_PARTS[one.part]}{at}", "cloud", "effect"), row, name
     if one.unit == "H":
-        what = "attention patterns of heads" if one.inner else "attention heads"
+        what = f"{_INNER[one.inner]} of heads" if one.inner else "attention heads"
         side = " to the encoder" if one.part == "cross" else ""
         return (f"{what}{side}{at}", "board", "head"), row, f"H{one.index}"
     title = "attention patterns" if one.inner else _PARTS[one.part]
