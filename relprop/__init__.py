@@ -36,12 +36,13 @@ if TYPE_CHECKING:
     )
     from .address import Address
     from .benchmark import Benchmark, benchmark
+    from .circuit import Task, circuit
     from .composite import Composite
     from .errors import IndependentOutput, LedgerError, RelpropError, UnruledOp
     from .explain import METHODS, Comparison, Explanation, compare, explain, open
     from .load import load
     from .mediation import Effects, effects
-    from .result import Curve, Ledger, Relevance
+    from .result import Circuit, Curve, Ledger, Relevance
     from .subject import Subject
     from .target import Class, Contrast, Function, Probability, Target, Token
 
@@ -49,24 +50,25 @@ _HOME = {  # where each name is defined
     "errors": ("IndependentOutput", "LedgerError", "RelpropError", "UnruledOp"),
     "address": ("Address",),
     "target": ("Class", "Contrast", "Function", "Probability", "Target", "Token"),
-    "result": ("Curve", "Ledger", "Relevance"),
+    "result": ("Circuit", "Curve", "Ledger", "Relevance"),
     "composite": ("Composite",),
     "subject": ("Subject",),
     "load": ("load",),
     "explain": ("METHODS", "Comparison", "Explanation", "compare", "explain", "open"),
     "mediation": ("Effects", "effects"),
     "benchmark": ("Benchmark", "benchmark"),
+    "circuit": ("Task", "circuit"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = ("anatomy", "approximation", "attention", "captum", "check", "composite", "data", "intervene", "mediation",
             "nn", "ops", "quantus", "view", "zoo")
 
 __all__ = [
-    "METHODS", "Address", "Benchmark", "Class", "Comparison", "Composite", "Contrast", "Curve", "Effects",
+    "METHODS", "Address", "Benchmark", "Circuit", "Class", "Comparison", "Composite", "Contrast", "Curve", "Effects",
     "Explanation", "Function", "IndependentOutput", "Ledger", "LedgerError", "Probability", "Relevance",
-    "RelpropError", "Subject", "Target", "Token", "UnruledOp", "anatomy", "approximation", "attention", "benchmark",
-    "captum", "check", "compare", "composite", "data", "effects", "explain", "intervene", "load", "mediation", "nn",
-    "open", "ops", "quantus", "view", "zoo",
+    "RelpropError", "Subject", "Target", "Task", "Token", "UnruledOp", "anatomy", "approximation", "attention",
+    "benchmark", "captum", "check", "circuit", "compare", "composite", "data", "effects", "explain", "intervene",
+    "load", "mediation", "nn", "open", "ops", "quantus", "view", "zoo",
 ]  # fmt: skip
 
 

@@ -33,7 +33,7 @@ LEVELS = [
     ["data"],
     ["load"],
     ["explain", "mediation"],
-    ["benchmark"],
+    ["benchmark", "circuit"],
     ["cli", "quantus"],
     ["__init__", "__main__"],
 ]

@@ -23,6 +23,7 @@ class Pair:
             the base makes unlikely, so that effects are on p(first) / p(second) (Vig et al. 2020, section 3).
         spans, counterfactual_spans: by name, parts of the text in characters, or of a picture bool pixels (Y, X).
         facts: what is known of the pair, for tables.
+        answers, wrong: what is right and what is wrong on the base, for tasks of circuits: as of continuations.
         group: pairs of the same group are not independent; None: a group of its own.
     """
 
@@ -33,6 +34,8 @@ class Pair:
     counterfactual_spans: Mapping[str, Ranges | Tensor] = field(default_factory=dict)
     facts: Mapping[str, object] = field(default_factory=dict)
     group: str | None = None
+    answers: tuple[object, ...] = ()
+    wrong: tuple[object, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.base, str) != isinstance(self.counterfactual, str):
@@ -114,7 +117,8 @@ class Pairs:
         """A hash of the name and all pairs, to tell two sets apart."""
         said = lambda spans: [(name, "pixels" if isinstance(span, Tensor) else tuple(span))
                               for name, span in sorted(spans.items())]
-        sides = [Example(one.base, target=(one.continuations, said(one.spans), said(one.counterfactual_spans)))
+        sides = [Example(one.base, target=(one.continuations, said(one.spans), said(one.counterfactual_spans),
+                                           *((one.answers, one.wrong) if one.answers else ())))
                  for one in self.pairs]
         return Data(self.name, self.modality, [*sides, *map(Example, self.counterfactuals)]).fingerprint()
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..address import Spans
 from ..intervene import Intervention
 from ..subject import Subject
+from .choice import Margin, Mass
 from .estimate import checked_estimate, ranking
 from .example import by_layer, by_mediator, susceptible
 from .experiment import Experiment, experiment
@@ -90,6 +91,6 @@ def effects(subject: str | Subject | nn.Module | tuple, base: object, counterfac
     return made(tuple(chosen)[:verify], ranked.split(found), about={**about, "estimate": ranked.told(exact)})
 
 
-__all__ = ["KL", "Difference", "Effects", "Experiment", "LogOdds", "Outcome", "Question", "Ratio", "Subset", "Value",
-           "by_layer", "by_mediator", "effects", "experiment", "mediators_of", "path_effects", "subset", "subsets",
-           "susceptible"]
+__all__ = ["KL", "Difference", "Effects", "Experiment", "LogOdds", "Margin", "Mass", "Outcome", "Question", "Ratio",
+           "Subset", "Value", "by_layer", "by_mediator", "effects", "experiment", "mediators_of", "path_effects",
+           "subset", "subsets", "susceptible"]

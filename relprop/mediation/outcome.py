@@ -86,12 +86,12 @@ def _open(target: Target) -> bool:
 
 def _asked(targets: Targets, batch: Batch) -> Question:
     leaves = [_leaves(target) for target in targets.targets]
-    prompt = _prompt(batch)
+    prompt = prompt_of(batch)
     if any(found is None for found in leaves) or prompt is None:
         whole = lambda output, rows: targets.take(rows).value(output, batch.take(rows))
         return Question(batch, None, whole, prompt)
     P = max(map(len, leaves))
-    at = torch.tensor([[_absolute(batch, row, token) for token in (found + found[:1] * P)[:P]]
+    at = torch.tensor([[answered_at(batch, row, token) for token in (found + found[:1] * P)[:P]]
                        for row, found in enumerate(leaves)])
 
     tokens = None
@@ -138,20 +138,20 @@ def _evaluated(target: Target, z: Any, tokens: Tensor | None) -> Tensor:
     return chances[:, target.of.token]
 
 
-def _absolute(batch: Batch, row: int, token: Token) -> int:
+def answered_at(batch: Batch, row: int, token: Token) -> int:
     """The position that a target of tokens reads in a row."""
     if token.position is None and batch.read is not None:
         if int(batch.read[row]) < 0:
             raise ValueError(f"row {row} has no mask token, or several; give one, or Token(..., position=...)")
         return int(batch.read[row])
-    own = _prompt(batch)[row].nonzero().flatten()
+    own = prompt_of(batch)[row].nonzero().flatten()
     position = -1 if token.position is None else token.position
     if not -len(own) <= position < len(own):
         raise ValueError(f"no position {position} in row {row}, which has {len(own)} tokens")
     return int(own[position])
 
 
-def _prompt(batch: Batch) -> Tensor | None:
+def prompt_of(batch: Batch) -> Tensor | None:
     """Which tokens are no padding, bool (B, T); None where the input is not text that the output has positions of."""
     if not isinstance(batch.units, TextUnits) or "decoder_input_ids" in batch.kwargs:
         return None
@@ -165,9 +165,9 @@ class KL(Outcome):
     """
 
     def pairs(self, subject: Subject, base: Batch, counterfactual: Batch) -> list[tuple[Question, Question]]:
-        prompt = _prompt(base) if subject.targets(None, 1).vocabulary.of_tokens else None
+        prompt = prompt_of(base) if subject.targets(None, 1).vocabulary.of_tokens else None
         at = None if prompt is None else torch.tensor(
-            [[_absolute(base, row, Token(0))] for row in range(base.rows)])
+            [[answered_at(base, row, Token(0))] for row in range(base.rows)])
         with torch.no_grad():
             z = logits(subject.forward(base))
         before = (z if at is None else z[torch.arange(base.rows), at[:, 0]]).log_softmax(-1)  # (B, V)
@@ -177,7 +177,7 @@ class KL(Outcome):
             p = before[rows.to(before.device)]
             return (p.exp() * (p - now)).sum(-1)
 
-        return [tuple(Question(batch, at, answer, _prompt(batch)) for batch in (base, counterfactual))]
+        return [tuple(Question(batch, at, answer, prompt_of(batch)) for batch in (base, counterfactual))]
 
     def name(self, subject: Subject) -> str:
         return "KL from the base run"
@@ -250,7 +250,7 @@ class Pair(Outcome):
             many = batch.take(rows)
             return torch.stack([side.take(rows).value(output, many).log() for side in sides], -1)
 
-        return Question(batch, None, answer, _prompt(batch))
+        return Question(batch, None, answer, prompt_of(batch))
 
 
 class Ratio(Pair):
@@ -328,15 +328,15 @@ def _single(batch: Batch, candidates: list[list[list[int]]], only_odds: bool) ->
     """The question of two candidates of one token each, where the model answers. For the odds alone their logits do:
     what turns them into log-probabilities is the same for both.
     """
-    at = torch.tensor([[_absolute(batch, row, Token(0))] for row in range(batch.rows)])
+    at = torch.tensor([[answered_at(batch, row, Token(0))] for row in range(batch.rows)])
     ids = torch.tensor(candidates)  # (2, B, 1)
     if not only_odds:
         weight = torch.ones(batch.rows, 1, dtype=torch.float64)
         answer = lambda z, rows: _log_probabilities(z, ids[:, rows], weight[rows], (0, 1))
-        return Question(batch, at, answer, _prompt(batch))
+        return Question(batch, at, answer, prompt_of(batch))
     tokens, places = ids.unique(return_inverse=True)
     answer = lambda z, rows: z[:, 0].gather(1, places[:, rows, 0].T.to(z.device))  # (R, 2)
-    return Question(batch, at, answer, _prompt(batch), tokens)
+    return Question(batch, at, answer, prompt_of(batch), tokens)
 
 
 def _continued(subject: Subject, batch: Batch, candidate: list[list[int]], side: int, normalised: bool) -> Question:
@@ -419,7 +419,7 @@ def _tokens(batch: Batch, row: int) -> list[int]:
     """A row's tokens without padding."""
     if "input_ids" not in batch.kwargs or not isinstance(batch.units, TextUnits):
         raise TypeError("continuations need token ids, and this input has none")
-    return batch.kwargs["input_ids"][row].cpu()[_prompt(batch)[row]].tolist()
+    return batch.kwargs["input_ids"][row].cpu()[prompt_of(batch)[row]].tolist()
 
 
 def _ended(batch: Batch, row: int, mask: int) -> tuple[list[int], list[int]]:

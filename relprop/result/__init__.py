@@ -1,9 +1,11 @@
 """What a run gives back: frozen values that carry everything a reader needs, without the model."""
 
+from .circuit import Circuit
 from .curve import Curve
 from .effects import Effects, Summary
 from .ledger import Ledger
 from .relevance import Relevance, read, write
 from .table import Cell, Cost, Table
 
-__all__ = ["Cell", "Cost", "Curve", "Effects", "Ledger", "Relevance", "Summary", "Table", "read", "write"]
+__all__ = ["Cell", "Circuit", "Cost", "Curve", "Effects", "Ledger", "Relevance", "Summary", "Table", "read",
+           "write"]

@@ -1,0 +1,251 @@
+"""What a circuit is asked to do: clean and corrupted inputs, the metric that tells them apart, and names of positions.
+
+A task is of no model; `Task.prepared` makes it ready for one, and checks that it can be asked of it.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..address import Spans
+from ..data import Matched, Pair, Pairs, matched
+from ..data.pair import token
+from ..intervene import Places, Spot
+from ..mediation import KL, LogOdds, Margin, Mass, Outcome, Question, Value, mediators_of
+from ..mediation.experiment import check_pair
+from ..mediation.outcome import outcome as outcome_of
+from ..mediation.stage import read
+from ..mediation.task import placed, ready, spanned
+from ..subject import Subject
+from ..target import Class, Contrast
+from ..tokens import Batch, TextUnits
+
+ABLATIONS = ("resample", "mean", "mean by position", "zero")
+"""What is put in the place of a clean value: that of the corrupted input, the mean over the reference inputs and their
+positions, the mean over them at each position, or zero."""
+LEVELS = {"heads": ("L*.attn.H*", "L*.cross.H*"), "mlps": ("L*.mlp",), "neurons": ("L*.mlp.N*",),
+          "heads and mlps": ("L*.attn.H*", "L*.cross.H*", "L*.mlp")}
+"""Places that are nodes, by level; " at positions" behind it: each at each position. There is "edges", too."""
+AT = " at positions"
+METRICS = ("logit difference", "probability difference", "smallest logit difference", "KL")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Clean and corrupted inputs, row by row of the same length, and a metric that the corruption changes.
+
+    Args:
+        clean, corrupted: what `Subject.prepare` takes.
+        metric: an `Outcome` of `relprop.mediation`, or a target; of the clean input where it is left open.
+        spans: positions by name, of both inputs: {"S1": [3, 4], ...}, one or several for each row.
+        reference: inputs that means are of; None: the corrupted ones. groups: which of them go together, one label a
+            row of each, as templates do: means are of a group's own reference inputs; None: all go together.
+        about: how it was made, for reports.
+    """
+
+    name: str
+    clean: object
+    corrupted: object
+    metric: object = None
+    spans: Spans = field(default_factory=dict)
+    reference: object = None
+    groups: Sequence[object] | None = None
+    about: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, subject: Subject, pairs: Pairs, *, metric: str | Outcome | None = None) -> Task:
+        """The task that pairs are: the base is clean, the counterfactual corrupted.
+
+        Args: metric: one of `METRICS`, of the pairs' answers and wrong answers, or an `Outcome`; None: the one that
+                suits them, the logit difference where there is one of each.
+        Raises: ValueError for sides that differ in their number of tokens, for answers of several tokens, with what
+            they are, for pairs without answers, and for a metric that does not suit them.
+        """
+        found = matched(subject, pairs)
+        if any(found.spans[name] != found.counterfactual_spans[name] for name in found.spans):
+            raise ValueError(f"pairs {pairs.name!r} have spans that are elsewhere in the counterfactual; positions of "
+                             "a circuit are those of both")
+        outcome = metric if isinstance(metric, Outcome) else _metric(subject, pairs, found, metric)
+        groups = [one.facts.get("template") for one in pairs.pairs]
+        return cls(pairs.name, found.base, found.counterfactual, outcome, found.spans,
+                   groups=None if None in groups else groups, about={**pairs.about, "pairs": pairs.fingerprint()})
+
+    def prepared(self, subject: Subject) -> Prepared:
+        """The task for this model, checked.
+
+        Raises: ValueError for inputs of different length or number, with both tokenisations, and for a metric that
+            takes more than one run, as answers of several tokens do.
+        """
+        clean, corrupted = subject.prepare(self.clean), subject.prepare(self.corrupted)
+        check_pair(clean, corrupted)
+        if self.groups is not None and len(self.groups) != clean.rows:
+            raise ValueError(f"{len(self.groups)} groups for {clean.rows} rows; give a label to each")
+        outcome = outcome_of(self.metric)
+        with ready(subject.model):
+            questions = outcome.pairs(subject, clean, corrupted)
+        if len(questions) > 1 or questions[0][0].batch is not clean:
+            raise ValueError(f"{outcome.name(subject)} takes {len(questions)} runs of the model, since its answers are "
+                             "several tokens; a circuit is of one run: give answers of one token each, such as their "
+                             "first tokens that differ")
+        return Prepared(self, subject, clean, corrupted, outcome, questions[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A task ready for a model: both inputs as it takes them, and where in its output the metric is read."""
+
+    task: Task
+    subject: Subject
+    clean: Batch
+    corrupted: Batch
+    outcome: Outcome
+    questions: tuple[Question, Question]
+
+    @property
+    def rows(self) -> int:
+        return self.clean.rows
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.subject.model
+
+    def take(self, rows: Sequence[int] | Tensor) -> Prepared:
+        """The task of these rows alone."""
+        index = torch.as_tensor(rows)
+        questions = tuple(question.take(index) for question in self.questions)
+        groups = None if self.task.groups is None else [self.task.groups[row] for row in index.tolist()]
+        task = replace(self.task, spans=spanned(self.task.spans, index), groups=groups)
+        return replace(self, task=task, clean=questions[0].batch, corrupted=questions[1].batch, questions=questions)
+
+    def value(self, output: Any, rows: Sequence[int] | None = None, *, side: int = 0) -> Tensor:
+        """The metric in an output of the model, (R,), with its gradient.
+
+        Args: rows: of the task that the output is of; None: all. side: 1 where it is of the corrupted inputs.
+        """
+        question = self.questions[side]
+        rows = list(range(self.rows)) if rows is None else list(rows)
+        at = None if question.at is None else question.at[rows]
+        return self.outcome.value([read(question, output, at, rows=rows)])
+
+    def forward(self, side: int = 0) -> Tensor:
+        """The metric of the clean or the corrupted inputs, (B,), float64. Cost: one forward pass."""
+        with ready(self.model):
+            output = self.subject.forward((self.clean, self.corrupted)[side])
+            return self.value(output, side=side).double().cpu()
+
+    @cached_property
+    def measured(self) -> tuple[Tensor, Tensor]:
+        """The metric of the clean and of the corrupted inputs, (B,) each, float64. Cost: two forward passes, once."""
+        return self.forward(0), self.forward(1)
+
+    @property
+    def reference(self) -> Batch:
+        """The inputs that means are of."""
+        return self.corrupted if self.task.reference is None else self.subject.prepare(self.task.reference)
+
+    @property
+    def places(self) -> Places:
+        """What positions of addresses are counted by."""
+        return placed(self.subject, self.task.spans, torch.arange(self.rows))
+
+    def positions(self) -> list[str]:
+        """Names of the positions that nodes are at: those of the task, else the number of each.
+
+        Raises: ValueError where rows differ in length, and no position has a name.
+        """
+        if self.task.spans:
+            return list(self.task.spans)
+        real = self.questions[0].prompt
+        if real is None:
+            raise ValueError(f"task {self.task.name!r} names no positions; give it spans={{'name': positions}}")
+        lengths = real.sum(1).unique().tolist()
+        if len(lengths) > 1:
+            raise ValueError(f"rows of task {self.task.name!r} have {lengths[0]} to {lengths[-1]} tokens, so that "
+                             "numbers of positions are not the same in each; name them with spans=, or take rows of "
+                             "one length")
+        return [str(position) for position in range(lengths[0])]
+
+    def nodes(self, level: str | Sequence[str]) -> dict[str, list[Spot]]:
+        """The nodes of a level by name, in the order of the model, and what is reached for each.
+
+        Args: level: of `LEVELS`, with " at positions" behind it or not; or addresses and patterns, such as
+            ["L*.attn.H*@end", "L*.mlp"].
+        Raises: ValueError for another level, and for one that the model does not have.
+        """
+        given = not isinstance(level, str)
+        known = [*LEVELS, *(f"{name}{AT}" for name in LEVELS)]
+        if not given and level not in known:
+            raise ValueError(f"no level {level!r} of nodes; there are {', '.join(known)}, or give a list of addresses")
+        patterns = list(level) if given else LEVELS[level.removesuffix(AT)]
+        if not given and level.endswith(AT):
+            places = self.positions()
+            patterns = [f"{pattern}@{place}" for pattern in patterns for place in places]
+        found: dict[str, list[Spot]] = {}
+        for pattern in patterns:
+            try:
+                found |= mediators_of(self.subject, self.clean, pattern)
+            except ValueError as cause:
+                if given:
+                    raise
+                missing = cause
+        if not found:
+            raise ValueError(f"{self.subject.name} has no {level}: {missing}") from missing
+        return dict(sorted(found.items(), key=_order))  # stable: within a part as they were found
+
+
+def _order(entry: tuple[str, list[Spot]]) -> tuple[int, str]:
+    address = entry[1][0].site.address
+    return -1 if address.layer is None else address.layer, address.part
+
+
+def check_ablation(ablation: str, known: Sequence[str] = ABLATIONS) -> str:
+    """The ablation, if it is one of these. Raises: ValueError for another."""
+    if ablation not in known:
+        raise ValueError(f"no ablation {ablation!r}; there {'are' if len(known) > 1 else 'is'} {', '.join(known)}")
+    return ablation
+
+
+# -- the metric of pairs ----------------------------------------------------------------------------------------------
+
+
+def _metric(subject: Subject, pairs: Pairs, found: Matched, metric: str | None) -> Outcome:
+    if metric is not None and metric not in METRICS:
+        raise ValueError(f"no metric {metric!r}; there are {', '.join(METRICS)}, or an Outcome of relprop.mediation")
+    if metric == "KL":
+        return KL()
+    sides = [[_answers(one)[side] for one in pairs.pairs] for side in (0, 1)]
+    for row, both in enumerate(zip(*sides)):
+        if not all(both):
+            raise ValueError(f"pair {row} of {pairs.name!r} has no {'wrong ' * bool(both[0])}answers, which a metric "
+                             "weighs; give it some, or metric='KL'")
+    suits = metric or ("logit difference" if all(len(one) == 1 for side in sides for one in side)
+                       else "smallest logit difference" if all(len(one) == 1 for one in sides[0])
+                       else "probability difference")
+    if suits != "probability difference" and any(len(one) > 1 for one in sides[0]) or \
+            suits == "logit difference" and any(len(one) > 1 for one in sides[1]):
+        raise ValueError(f"{suits} is of one answer{' and one wrong one' * (suits == METRICS[0])}, and {pairs.name!r} "
+                         "has several; take the probability difference, or the smallest logit difference")
+    if not isinstance(found.base.units, TextUnits):
+        if suits != "logit difference":
+            raise ValueError(f"{suits} is of tokens; of classes there is the logit difference")
+        return Value([Contrast(*(_class(subject, one[0]) for one in both)) for both in zip(*sides)])
+    ids = [[[token(text, subject.tokenizer) for text in one] for one in side] for side in sides]
+    if suits == "logit difference":
+        return LogOdds(*ids)
+    return {"probability difference": Mass, "smallest logit difference": Margin}[suits](*ids)
+
+
+def _answers(one: Pair) -> tuple[Sequence[object], Sequence[object]]:
+    """What is right and what is wrong on the base. Of two continuations the first is the counterfactual's."""
+    if one.answers or len(one.continuations) != 2:
+        return one.answers, one.wrong
+    return one.continuations[1:], one.continuations[:1]
+
+
+def _class(subject: Subject, label: object) -> Class:
+    return subject.targets(label, 1).targets[0]
