@@ -1,6 +1,7 @@
 """Effects: equal to plain runs with the mediator changed, whatever is not computed again, and to their identities."""
 from __future__ import annotations
 
+import itertools
 from functools import cache, partial
 
 import numpy
@@ -19,7 +20,7 @@ from relprop.errors import Undefined
 from relprop.intervene import Given, Mean, Resample, Site, Zero, intervened, parts
 from relprop.mediation import KL, Difference, LogOdds, Ratio, Value, experiment, mediators_of
 from relprop.mediation.outcome import outcome
-from relprop.mediation.statistic import benjamini_hochberg, intervals, sign_flip
+from relprop.mediation.statistic import benjamini_hochberg, intervals, numbered, sign_flip, summary
 from relprop.result import Effects
 from relprop.subject import Subject
 
@@ -351,6 +352,36 @@ def test_statistics_are_those_of_one_mediator_at_a_time(seed):
         assert abs(found - statistics.paired_p_value(many[row], range(20))) < 0.02
     p = torch.cat([p, torch.rand(20, dtype=torch.float64), p])  # with ties
     numpy.testing.assert_allclose(benjamini_hochberg(p), stats.false_discovery_control(p.numpy()))
+
+
+def test_statistics_of_groups_draw_and_flip_whole_groups(seed):
+    """Examples of one group are not independent: four of them say little more than one."""
+    groups = ["a", "a", "b", None, "c", "c", "a", None, "d", "d", "d", "e"]  # 7 groups: None is in none
+    by_name = [place if one is None else one for place, one in enumerate(groups)]
+    values = torch.randn(4, 12, dtype=torch.float64) + torch.tensor([0, 0.4, 0.8, 0])[:, None]
+    values += torch.randn(7)[numbered(groups, 12)].double() * 0.5  # what a group has in common
+    number = numbered(groups, 12)
+    low, high = intervals(values, number)
+    p = sign_flip(values, number)
+    for row in range(4):
+        one = statistics.grouped_interval(values[row], by_name)
+        assert abs(low[row] - one[0]) < 0.06 and abs(high[row] - one[1]) < 0.06
+        assert abs(p[row] - statistics.paired_p_value(values[row], by_name)) < 1e-12
+        sums = torch.zeros(7, dtype=torch.float64).index_add_(0, number, values[row])
+        ways = torch.tensor(list(itertools.product([1.0, -1.0], repeat=7)), dtype=torch.float64)
+        assert abs(p[row] - ((ways @ sums).abs() >= sums.sum().abs() - 1e-12).double().mean()) < 1e-12
+    alone = intervals(values), sign_flip(values)
+    assert (high - low > alone[0][1] - alone[0][0]).all() and not torch.isclose(p, alone[1]).any()
+    with pytest.raises(AssertionError):  # without the groups it is another interval
+        assert_close(torch.stack([low, high]), torch.stack(alone[0]), rtol=0.02, atol=0)
+    found = summary(values, groups=groups)
+    assert torch.equal(found.p, p) and torch.equal(found.low, low)
+    assert torch.equal(summary(values, groups=range(12)).p, alone[1])
+    assert summary(values, groups=["a"] * 12).low is None  # one group has no spread
+    many = torch.randn(2, 40, dtype=torch.float64) + 0.3
+    pairs = [place // 2 for place in range(40)]
+    for row, found in enumerate(sign_flip(many, numbered(pairs, 40))):  # 2^20 ways: at random
+        assert abs(found - statistics.paired_p_value(many[row], pairs)) < 0.02
 
 
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])

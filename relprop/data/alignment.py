@@ -1,4 +1,6 @@
-"""What should matter, brought to where a map has its entries: words to tokens, masks to the model's own pixels."""
+"""What stands for what: words and tokens, masks and the model's own pixels, positions of a base and of its
+counterfactual.
+"""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -135,3 +137,63 @@ def _levels(plane: ndarray, pixels: Pixels) -> ndarray:
     import numpy as np
 
     return plane if pixels.channels == 1 else np.repeat(plane[..., None], 3, -1)
+
+
+# -- base and counterfactual -----------------------------------------------------------------------------------------
+
+
+def both(base: Batch, other: Batch, row: int) -> str:
+    """Both tokenisations of a row, for people."""
+    sides = [f"{len(tokens)} tokens, {' | '.join(tokens)}" for tokens in (own_tokens(base, row), own_tokens(other, row))]
+    return f"pair {row}: the base is {sides[0]}; the counterfactual is {sides[1]}"
+
+
+def own_tokens(batch: Batch, row: int) -> list[str]:
+    """Tokens of a row of texts without its padding, as they are spelled."""
+    return [spelled for spelled, gone in zip(batch.units.tokens[row], batch.units.padding[row]) if not gone]
+
+
+def absolute(lists: Sequence[Sequence[int]], base: Batch, other: Batch) -> Tensor:
+    """For each position of the base's batch the one of the counterfactual's that stands for it, -1 for none, (B, T).
+
+    Args: lists: the same for each row, counted without padding.
+    Raises: ValueError for an alignment that does not go with the tokens, with both tokenisations.
+    """
+    mine, theirs = (~torch.tensor(batch.units.padding) for batch in (base, other))
+    if len(lists) != len(mine):
+        raise ValueError(f"alignments of {len(lists)} pairs, and there are {len(mine)}")
+    found = torch.full(mine.shape, -1)
+    for row, positions in enumerate(lists):
+        here, there = mine[row].nonzero().flatten(), theirs[row].nonzero().flatten()
+        wrong = [at for at in positions if not -1 <= at < len(there)]
+        if len(positions) != len(here) or wrong:
+            raise ValueError(f"{both(base, other, row)}; the alignment has {len(positions)} positions"
+                             + (f", {wrong[0]} among them" if wrong else "") + ", one of the counterfactual, or -1, is "
+                             "needed for each token of the base")
+        at = torch.tensor(positions)
+        found[row, here] = torch.where(at >= 0, there[at.clamp_min(0)], -1)
+    return found
+
+
+def relative(align: Tensor, base: Batch, other: Batch) -> list[list[int]]:
+    """The way back of `absolute`: for each row positions counted without padding.
+
+    Raises: ValueError for an alignment of another shape, or to positions that are not there, or are padding.
+    """
+    mine, theirs = (~torch.tensor(batch.units.padding) for batch in (base, other))
+    if align.dim() > 2 or align.shape[-1] != mine.shape[1] or align.dim() == 2 and len(align) != len(mine):
+        raise ValueError(f"align= of shape {tuple(align.shape)} for a base of {tuple(mine.shape)} (rows, positions); "
+                         "give the position in the counterfactual for each one of the base, -1 for none")
+    at = align.cpu().expand(len(mine), -1)
+    there = theirs.long().cumsum(1) - 1
+    there[~theirs] = -2
+    there = torch.cat([there, torch.full((len(mine), 1), -1)], 1)  # of -1, the last entry
+    width = theirs.shape[1]
+    bad = (at < -1) | (at >= width)
+    found = there.gather(1, torch.where(bad | (at < 0), width, at))
+    bad = mine & (bad | (found == -2))
+    if bad.any():
+        row, place = bad.nonzero()[0].tolist()
+        raise ValueError(f"{both(base, other, row)}; align= has {int(at[row, place])} for position {place}, where the "
+                         "counterfactual has no token; give one of its positions, or -1 for none")
+    return [row[kept].tolist() for row, kept in zip(found, mine)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..subject import Subject
 from ..tokens import Batch, TextUnits
 from ..units import groups
-from .alignment import placed, word_of_tokens
+from .alignment import absolute, both, placed, word_of_tokens
 from .pair import Pair, Pairs, ids, token
 
 Align = str | Sequence[Sequence[int]] | None
@@ -24,7 +24,8 @@ class Matched:
 
     `align` is, for each position of the base (padding among them), the one of the counterfactual that stands for it, -1
     for none, (B, T); None where they are the same. `continuations` are token ids, by candidate and row; of pictures
-    labels. `spans` are positions by name on the base, `counterfactual_spans` on the other side.
+    labels. `spans` are positions by name on the base, `counterfactual_spans` on the other side. `groups` are the pairs'
+    own, None where a pair is in none.
     """
 
     base: Batch
@@ -33,6 +34,7 @@ class Matched:
     continuations: tuple[list[object], ...]
     spans: dict[str, Positions]
     counterfactual_spans: dict[str, Positions]
+    groups: tuple[str | None, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -52,6 +54,7 @@ def matched(subject: Subject, pairs: Pairs, *, align: Align = None) -> Matched:
     if pairs.modality != subject.modality:
         raise ValueError(f"pairs {pairs.name!r} are of {pairs.modality}, and {subject.name} reads {subject.modality}")
     base, other = subject.prepare(pairs.bases), subject.prepare(pairs.counterfactuals)
+    grouped = tuple(one.group for one in pairs.pairs)
     counts = {len(one.continuations) for one in pairs.pairs}
     if len(counts) > 1:
         raise ValueError(f"pairs with {' and '.join(map(str, sorted(counts)))} continuations; give each as many")
@@ -60,9 +63,9 @@ def matched(subject: Subject, pairs: Pairs, *, align: Align = None) -> Matched:
                                   for row, one in enumerate(pairs.pairs)] for name in pairs.names}
                           for batch, side in ((base, 0), (other, 1)))
     if not isinstance(base.units, TextUnits):
-        return Matched(base, other, None, tuple(each), spans, other_spans)
+        return Matched(base, other, None, tuple(each), spans, other_spans, grouped)
     each = [[ids(text, subject.tokenizer) for text in one] for one in each]
-    return Matched(base, other, _aligned(pairs, base, other, align), tuple(each), spans, other_spans)
+    return Matched(base, other, _aligned(pairs, base, other, align), tuple(each), spans, other_spans, grouped)
 
 
 def single(subject: Subject, pairs: Pairs) -> list[list[int]]:
@@ -126,7 +129,7 @@ def _aligned(pairs: Pairs, base: Batch, other: Batch, align: Align) -> Tensor | 
     if align is None:
         for row, (mine, theirs) in enumerate(zip(*(side.sum(1).tolist() for side in own))):
             if mine != theirs:
-                raise ValueError(f"{_both(base, other, row)}; they are not as many, so what stands for what is "
+                raise ValueError(f"{both(base, other, row)}; they are not as many, so what stands for what is "
                                  'open: give align="slots", or a list of positions for each pair')
         if own[0].shape == own[1].shape and torch.equal(*own):
             return None
@@ -137,7 +140,7 @@ def _aligned(pairs: Pairs, base: Batch, other: Batch, align: Align) -> Tensor | 
         lists = [_of_row(base, other, row, one) for row, one in enumerate(pairs.pairs)]
     else:
         lists = [list(one) for one in align]
-    return _absolute(lists, *own, base, other)
+    return absolute(lists, base, other)
 
 
 def _of_row(base: Batch, other: Batch, row: int, pair: Pair) -> list[int]:
@@ -145,7 +148,7 @@ def _of_row(base: Batch, other: Batch, row: int, pair: Pair) -> list[int]:
         return by_slots(*(_slots(batch, row, spans) for batch, spans in
                           ((base, pair.spans), (other, pair.counterfactual_spans))))
     except ValueError as cause:
-        raise ValueError(f"{_both(base, other, row)}: {cause}; give a list of positions for each pair") from cause
+        raise ValueError(f"{both(base, other, row)}: {cause}; give a list of positions for each pair") from cause
 
 
 def _slots(batch: Batch, row: int, spans: Mapping[str, object]) -> list[str | None]:
@@ -162,30 +165,4 @@ def _slots(batch: Batch, row: int, spans: Mapping[str, object]) -> list[str | No
     for at in range(len(own) - 2, -1, -1):
         if text[slice(*offsets[at])].isspace():
             found[at] = found[at + 1]
-    return found
-
-
-def _both(base: Batch, other: Batch, row: int) -> str:
-    """Both tokenisations of a row, for people."""
-    sides = []
-    for batch in (base, other):
-        tokens = [spelled for spelled, gone in zip(batch.units.tokens[row], batch.units.padding[row]) if not gone]
-        sides.append(f"{len(tokens)} tokens, {' | '.join(tokens)}")
-    return f"pair {row}: the base is {sides[0]}; the counterfactual is {sides[1]}"
-
-
-def _absolute(lists: list[list[int]], mine: Tensor, theirs: Tensor, base: Batch, other: Batch) -> Tensor:
-    """Positions counted without padding as positions of the batches, (B, T)."""
-    if len(lists) != len(mine):
-        raise ValueError(f"alignments of {len(lists)} pairs, and there are {len(mine)}")
-    found = torch.full(mine.shape, -1)
-    for row, positions in enumerate(lists):
-        here, there = mine[row].nonzero().flatten(), theirs[row].nonzero().flatten()
-        wrong = [at for at in positions if not -1 <= at < len(there)]
-        if len(positions) != len(here) or wrong:
-            raise ValueError(f"{_both(base, other, row)}; the alignment has {len(positions)} positions"
-                             + (f", {wrong[0]} among them" if wrong else "") + ", one of the counterfactual, or -1, is "
-                             "needed for each token of the base")
-        at = torch.tensor(positions)
-        found[row, here] = torch.where(at >= 0, there[at.clamp_min(0)], -1)
     return found
