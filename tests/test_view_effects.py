@@ -10,9 +10,11 @@ from PIL import Image
 from torch.testing import assert_close
 
 from relprop import view
-from relprop.mediation.finding import SUFFIXES, Effects
+from relprop.mediation.finding import SUFFIXES, Effects, Subset, Subsets
 from relprop.mediation.statistic import summary
 from relprop.result.arrangement import arranged
+from relprop.result.number import signed
+from relprop.view import color
 from relprop.view.account import _board
 from relprop.view.mediation import columns, found, grid, layers, rounded
 
@@ -162,3 +164,61 @@ def test_files(tmp_path):
         effects.save(tmp_path / "it.xlsx")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         effects.save(tmp_path / "nowhere" / "it.png")
+
+
+# -- subsets ---------------------------------------------------------------------------------------------------------
+
+
+def chosen(count=4, *, examples=8, name="L2.attn.H{}", whole=2.0):
+    """A subset whose effect together is more than the sum of its parts."""
+    torch.manual_seed(0)
+    alone = 0.3 + 0.01 * torch.randn(count + 1, examples, dtype=torch.float64)
+    names = tuple(name.format(one) for one in range(count + 1))
+    together = alone[:count].cumsum(0) + 0.1 * torch.arange(count)[:, None]
+    return Subset("greedy", names[:count], together, names, alone, torch.full((examples,), whole).double(),
+                  torch.full((examples,), 3.0).double(), "difference", "he <she>", {"model": "m<b>"})
+
+
+def test_a_curve_has_the_effect_the_parts_and_the_lines_across():
+    found = chosen()
+    (axes,) = found.show().axes
+    together = next(line for line in axes.lines if line.get_color() == color.MOST_FIRST)
+    parts = next(line for line in axes.lines if line.get_color() == color.LEAST_FIRST)
+    assert list(together.get_ydata()) == [0.0, *found.effects.mean(1).tolist()]
+    assert list(parts.get_ydata()) == [0.0, *found.parts.mean(1).tolist()]
+    across = {line.get_color(): line.get_ydata()[0] for line in axes.lines if len(set(line.get_ydata())) == 1}
+    assert across[color.INK] == found.whole.mean() and across[color.CHANCE] == found.total.mean()
+    assert not torch.equal(found.effects, found.parts)
+    words = said(found.show())
+    assert "+ L2.attn.H0" in words and "m<b>: he <she>" in words
+    assert "4 do less than all, 74.8 % of +2" in words
+
+
+def test_a_page_of_a_subset_has_every_step():
+    words = " ".join(Document(view.selection(chosen())).said)
+    for line in chosen().table().itertuples():
+        assert line.mediator in words and signed(line.synergy) in words and signed(line.effect) in words
+    assert "m<b>" not in view.selection(chosen()) and "m<b>" in words
+
+
+def test_several_subsets_have_one_scale(tmp_path):
+    several = Subsets({"L0": chosen(3, name="L0.attn.H{}", whole=9.0), "": chosen(1, examples=1, name="embed@{}")})
+    figure = several.show()
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1 and figure.axes[0].get_ylim()[1] > 9
+    assert several.table().index.names == ["of", "count"] and len(several.table()) == 4
+    for suffix in SUFFIXES:
+        assert several.save(tmp_path / f"it{suffix}").stat().st_size > 100
+    for suffix in (".json", ".safetensors"):
+        again = Subsets.open(tmp_path / f"it{suffix}")
+        assert view.selection(again) == view.selection(several) and type(again["L0"]) is Subset
+    with pytest.raises(ValueError, match="a 'subsets', not a 'subset'"):
+        Subset.open(tmp_path / "it.json")
+
+
+@pytest.mark.parametrize("found", [chosen(1, examples=1), chosen(60, name="L10.mlp.N{}"), chosen(2, whole=0.0)],
+                         ids=["one", "many", "nothing in all"])
+def test_any_subset_is_drawn(found, tmp_path):
+    for suffix in SUFFIXES:
+        assert found.save(tmp_path / f"it{suffix}").stat().st_size > 100
+    assert view.selection(Subset.open(tmp_path / "it.json")) == view.selection(found)
+    assert "nan" not in view.selection(found)

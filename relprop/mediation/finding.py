@@ -1,13 +1,14 @@
-"""Effects that can be drawn: what `relprop.effects` gives back, and what is opened from a file."""
+"""Effects and subsets that can be drawn: what is given back, and what is opened from a file."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import view
 from ..result import effects as result
-from ..tokens import Batch, TextUnits
+from ..result import subset
 from ..view.save import checked as place
 
 if TYPE_CHECKING:
@@ -29,15 +30,45 @@ class Effects(result.Effects):
 
         Raises: ValueError for another suffix; FileNotFoundError if the folder does not exist.
         """
-        path = checked(path)
-        suffix = path.suffix.lower()
-        if suffix == ".html":
-            path.write_text(view.account(self), encoding="utf-8", errors="xmlcharrefreplace")
-        elif suffix in (".png", ".svg", ".pdf"):
-            self.show().savefig(path, format=suffix[1:])
-        else:
-            super().save(path)
-        return path
+        return _saved(self, path, super().save, view.account)
+
+
+class Subset(subset.Subset):
+    """`relprop.result.Subset` with its curve, drawn from the numbers alone."""
+
+    def show(self) -> Figure:
+        """How the effect grows with the number of mediators; see `relprop.view.sparsity`."""
+        return view.sparsity(self)
+
+    def save(self, path: str | PathLike) -> Path:
+        """Writes the subset as the suffix says; see `Effects.save`."""
+        return _saved(self, path, super().save, view.selection)
+
+
+class Subsets(subset.Subsets):
+    """`relprop.result.Subsets` with a curve for each."""
+
+    of = Subset
+
+    def show(self) -> Figure:
+        """How the effects grow with the numbers of mediators; see `relprop.view.sparsity`."""
+        return view.sparsity(self)
+
+    def save(self, path: str | PathLike) -> Path:
+        """Writes the subsets as the suffix says; see `Effects.save`."""
+        return _saved(self, path, super().save, view.selection)
+
+
+def _saved(found: Any, path: str | PathLike, as_data: Callable[[Path], Path], page: Callable[[Any], str]) -> Path:
+    path = checked(path)
+    suffix = path.suffix.lower()
+    if suffix == ".html":
+        path.write_text(page(found), encoding="utf-8", errors="xmlcharrefreplace")
+    elif suffix in (".png", ".svg", ".pdf"):
+        found.show().savefig(path, format=suffix[1:])
+    else:
+        as_data(path)
+    return path
 
 
 def checked(path: str | PathLike) -> Path:
@@ -45,15 +76,4 @@ def checked(path: str | PathLike) -> Path:
     return place(path, SUFFIXES, refused="cannot write effects to {name}; they are written to {suffixes}")
 
 
-def pictured(base: Batch, counterfactual: Batch) -> dict[str, list[str]]:
-    """The first example of texts, for pictures: the tokens of its base, and both sides as "pair"."""
-    if not isinstance(base.units, TextUnits):
-        return {}
-    sides = [[token for token, gone in zip(one.units.tokens[0], one.units.padding[0]) if not gone]
-             for one in (base, counterfactual)]
-    said = [one.units.texts[0] if one.units.texts else " ".join(tokens)
-            for one, tokens in zip((base, counterfactual), sides)]
-    return {"tokens": sides[0], "pair": said}
-
-
-__all__ = ["SUFFIXES", "Effects", "checked", "pictured"]
+__all__ = ["SUFFIXES", "Effects", "Subset", "Subsets", "checked"]

@@ -13,7 +13,8 @@ from ..intervene import Intervention, Spot, reference
 from ..result.effects import KINDS, SCALES
 from ..trace import Tap
 from .experiment import Experiment
-from .finding import Effects, pictured
+from .finding import Effects
+from .scene import patterns, scene
 from .statistic import summary
 from .task import Found, Report, Task
 
@@ -91,14 +92,16 @@ def result(task: Task, mediators: tuple[str, ...], found: Found, *, scale: str, 
     """
     check_defined(task, found, scale)
     names = ("indirect_outcome", "direct_outcome", "controlled_outcome")
-    first = pictured(*(batch.take(task.rows[:1]) for batch in (task.base, task.counterfactual)))
-    about = {"model": task.subject.name, **first, "prompt_only": task.prompt_only, **about}
+    about = {"model": task.subject.name, **scene(task), "prompt_only": task.prompt_only, **about}
     plain = Effects(mediators, found["base"], found["counterfactual"], *(found.get(name) for name in names), scale,
                     task.outcome.name(task.subject), about=about)
     if not summed:
         return plain
-    return replace(plain, summaries={kind: summary(plain.effect(kind), resamples=resamples, seed=seed)
-                                     for kind in plain.kinds})
+    kind = next((one for one in ("indirect", "direct", "controlled") if one in plain.kinds), None)
+    seen = patterns(task, plain.top(len(mediators), kind)) if kind else []
+    return replace(plain, about={**about, **({"patterns": seen} if seen else {})},
+                   summaries={kind: summary(plain.effect(kind), resamples=resamples, seed=seed)
+                              for kind in plain.kinds})
 
 
 def check_defined(task: Task, found: Found, scale: str) -> None:

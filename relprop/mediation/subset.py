@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,75 +21,13 @@ from ..address import Spans
 from ..intervene import Spot
 from ..result.effects import SCALES, Effects
 from ..subject import Subject
+from .finding import Subset, Subsets
 from .measurement import check_defined, progress
+from .scene import scene
 from .task import At, Found, Report, Task, ready, task
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 HOW = ("greedy", "top-k")
 TOWARD = ("total", "up", "down")
-
-
-@dataclass(frozen=True, eq=False)
-class Subset:
-    """Mediators in the order in which they were chosen, and indirect effects on B examples, float64.
-
-    `effects`, (k, B): of the first i of the `chosen` together. `alone`, (M, B): of each of all `mediators` by itself;
-    `whole`, (B,): of all together. `total`, (B,): of the counterfactual.
-    """
-
-    how: str
-    chosen: tuple[str, ...]
-    effects: Tensor
-    mediators: tuple[str, ...]
-    alone: Tensor
-    whole: Tensor
-    total: Tensor
-    scale: str
-    outcome: str
-
-    @property
-    def parts(self) -> Tensor:
-        """What the effects would be if they added up: sums of those of the first i alone, (k, B)."""
-        at = [self.mediators.index(name) for name in self.chosen]
-        return self.alone[at].cumsum(0)
-
-    @property
-    def synergy(self) -> Tensor:
-        """Concurrent effect minus the sum of its parts, of the first i, (k, B)."""
-        return self.effects - self.parts
-
-    @property
-    def whole_synergy(self) -> Tensor:
-        """The same of all mediators, (B,)."""
-        return self.whole - self.alone.sum(0)
-
-    def reaches(self, share: float = 1.0, *, of: str = "whole") -> int | None:
-        """How few of the chosen have this share of the mean effect of all mediators, or `of` the "total" effect; None
-        if all of the chosen have less.
-
-        Raises: ValueError for another `of`.
-        """
-        if of not in ("whole", "total"):
-            raise ValueError(f'a share is of the effect of the "whole" or of the "total", not {of!r}')
-        goal = float(getattr(self, of).mean())
-        done = (self.effects.mean(1) * (1 if goal >= 0 else -1) >= share * abs(goal)).nonzero().flatten().tolist()
-        return done[0] + 1 if done else None
-
-    def table(self) -> DataFrame:
-        """A row for each number of mediators: the one that was added, means over examples of its effect alone, of the
-        concurrent effect, the sum of parts and their difference, and the share of the effect of all.
-        """
-        from pandas import DataFrame
-
-        at, whole = [self.mediators.index(name) for name in self.chosen], float(self.whole.mean())
-        effect = self.effects.mean(1)
-        columns = {"mediator": list(self.chosen), "alone": self.alone[at].mean(1), "effect": effect,
-                   "parts": self.parts.mean(1), "synergy": self.synergy.mean(1)}
-        columns["share"] = effect / whole if whole else [None] * len(at)
-        frame = DataFrame({name: one.tolist() if isinstance(one, Tensor) else one for name, one in columns.items()})
-        return frame.set_index(frame.index + 1).rename_axis("count")
 
 
 def subset(subject: str | Subject | nn.Module | tuple, base: object, counterfactual: object, outcome: object = None, *,
@@ -117,13 +54,14 @@ def subsets(subject: str | Subject | nn.Module | tuple, base: object, counterfac
             at: At = "L*.attn.H*", how: str = "greedy", k: int = 10, toward: str = "total", among: int | None = None,
             scale: str = "difference", keep: Tensor | None = None, spans: Spans | None = None,
             prompt_only: bool = False, batch_size: int | None = None, show_progress: bool = False
-            ) -> dict[str, Subset]:
-    """`subset` within each layer, by layer: "L0", "L1", ..., and of what is in none, such as the embedding, "".
+            ) -> Subsets:
+    """`subset` within each layer, by layer: "L0", "L1", ..., and of what is in none, such as the embedding, "". It is a
+    mapping that can be drawn and saved.
 
     Raises: ValueError as of `subset`, and for a mediator that has places in several layers.
     """
-    return _by_group(_layers, subject, base, counterfactual, outcome, at, _Choice(how, k, toward, among, scale), keep,
-                     spans, prompt_only, batch_size, show_progress)
+    return Subsets(_by_group(_layers, subject, base, counterfactual, outcome, at, _Choice(how, k, toward, among, scale),
+                             keep, spans, prompt_only, batch_size, show_progress))
 
 
 @dataclass(frozen=True)
@@ -191,7 +129,7 @@ def _chosen(task: Task, mediators: dict[str, list[Spot]], choice: _Choice, repor
     else:
         order, joint = _greedy(run, ranked[:choice.among], k, sign)
     return Subset(choice.how, tuple(names[one] for one in order), joint, names, alone, whole, effects.total,
-                  choice.scale, task.outcome.name(task.subject))
+                  choice.scale, task.outcome.name(task.subject), {"model": task.subject.name, **scene(task)})
 
 
 def _greedy(run: Callable[[list[list[int]]], Tensor], candidates: Sequence[int], k: int, sign: int

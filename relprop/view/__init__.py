@@ -8,6 +8,7 @@ from .grid import grid
 from .mediation import mediation
 from .page import fragment, page
 from .save import SUFFIXES, save
+from .sparsity import selection, sparsity
 
 __all__ = ["SUFFIXES", "account", "beside", "figure", "forest", "fragment", "grid", "image", "mediation", "page",
-           "report", "save", "series", "text"]
+           "report", "save", "selection", "series", "sparsity", "text"]
