@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from .answer import squad
@@ -20,6 +21,7 @@ from .matching import Matched, by_slots, matched
 from .pair import Pair, Pairs
 from .passage import passages
 from .picture import pictures
+from .planted import indirect_objects, planted_professions, year_spans
 from .pronoun import crows, winobias, winogender
 from .review import movies, sst
 from .segmentation import segmentation
@@ -28,10 +30,11 @@ from .swap import CHANGES, swapped
 from .template import professions, templates
 
 __all__ = [
-    "FILES", "MAKERS", "PAIRS", "Data", "Example", "Matched", "Pair", "Pairs", "brackets", "by_slots", "counterparts",
-    "crows", "digits", "eraser", "get", "imagefolder", "matched", "mnist", "movies", "pairs", "palindromes",
-    "passages", "pictures", "professions", "segmentation", "sorted_lists", "squad", "sst", "swapped", "templates",
-    "textfolder", "texts", "winobias", "winogender",
+    "DRAWN", "FILES", "MAKERS", "PAIRS", "Data", "Example", "Matched", "Pair", "Pairs", "brackets", "by_slots",
+    "counterparts", "crows", "digits", "eraser", "get", "imagefolder", "indirect_objects", "matched", "mnist", "movies",
+    "pairs", "palindromes", "passages", "pictures", "planted_professions", "professions", "segmentation",
+    "sorted_lists", "squad", "sst", "swapped", "templates", "textfolder", "texts", "winobias", "winogender",
+    "year_spans",
 ]  # fmt: skip
 
 MAKERS: dict[str, Callable[..., Data]] = {
@@ -46,7 +49,12 @@ FILES: dict[str, Callable[..., Data]] = {
 PAIRS: dict[str, Callable[..., Pairs]] = {
     "professions": professions, "winobias": winobias, "winogender": winogender, "crows": crows, "pairs": counterparts,
 }  # fmt: skip
-"""Pairs that are read: `maker(path, count, seed=...)`; those of digits are drawn, by name of what is done to one."""
+"""Pairs that are read: `maker(path, count, seed=...)`."""
+DRAWN: dict[str, Callable[..., Pairs]] = {
+    **{f"digits-{change}": partial(swapped, change=change) for change in CHANGES},
+    "indirect-objects": indirect_objects, "year-spans": year_spans, "planted-professions": planted_professions,
+}  # fmt: skip
+"""Pairs that are drawn: `maker(count, seed=...)`; the first three for `digits-vit`, the others for `tasks-gpt2`."""
 
 
 def get(what: str | Path | Data, *, count: int | None = 500, seed: int = 0) -> Data:
@@ -77,7 +85,7 @@ def get(what: str | Path | Data, *, count: int | None = 500, seed: int = 0) -> D
 def pairs(what: str | Path | Pairs, *, count: int | None = None, seed: int = 0) -> Pairs:
     """Pairs of a base and a counterfactual by what a user writes.
 
-    Args: what: "digits-swap", "digits-mask" or "digits-blur"; NAME:PATH with a name of `PAIRS`, such as
+    Args: what: a name of `DRAWN`, such as "digits-swap"; NAME:PATH with a name of `PAIRS`, such as
         "winobias:data/winobias"; a .jsonl file of pairs; or `Pairs` already. count: how many; None: all there are, of
         drawn ones 100. seed: of what is drawn.
     Raises: ValueError for what is none of these.
@@ -88,12 +96,11 @@ def pairs(what: str | Path | Pairs, *, count: int | None = None, seed: int = 0) 
     if isinstance(what, Pairs):
         return what if count is None or count >= len(what) else what.take(range(count))
     name, _, path = str(what).partition(":")
-    drawn = [f"digits-{change}" for change in CHANGES]
-    if str(what) in drawn:
-        return swapped(100 if count is None else count, seed=seed, change=name.removeprefix("digits-"))
+    if str(what) in DRAWN:
+        return DRAWN[name](100 if count is None else count, seed=seed)
     if name in PAIRS and path:
         return PAIRS[name](path, count, seed=seed)
     if str(what).endswith(SUFFIXES) and Path(what).is_file():
         return counterparts(what, count, seed=seed)
-    raise ValueError(f"no pairs {str(what)!r}: neither a .jsonl file, nor one of {', '.join(drawn)}, nor "
+    raise ValueError(f"no pairs {str(what)!r}: neither a .jsonl file, nor one of {', '.join(DRAWN)}, nor "
                      f"{', '.join(f'{known}:PATH' for known in PAIRS)}")

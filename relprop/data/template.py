@@ -7,14 +7,10 @@ import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..zoo.tasks import PROFESSIONS
 from .example import chosen
 from .pair import Pair, Pairs, Ranges
 
-PROFESSIONS = tuple(f"The {{profession}} {rest}" for rest in (
-    "said that", "yelled that", "whispered that", "wanted that", "desired that", "wished that", "ate because",
-    "ran because", "drove because", "slept because", "cried because", "laughed because", "went home because",
-    "stayed up because", "was fired because", "was promoted because", "yelled because"))
-"""The sentences of Vig et al. 2020 (Causal mediation analysis for interpreting neural NLP: the case of gender bias)."""
 OPPOSITE = {"man": (" he", " she"), "woman": (" she", " he")}
 """The counterfactual word, and the two continuations: the first is its own."""
 
