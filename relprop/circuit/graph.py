@@ -119,8 +119,8 @@ def beside(model: nn.Module, known: Anatomy, args: tuple, kwargs: dict) -> tuple
             changes[layer.mlp] = partial(_kept, neurons, number)
     with settled(model), torch.inference_mode(False), torch.enable_grad(), edited(model, changes):
         model(*args, **kwargs)
-    return tuple(number in neurons and not _depends(neurons[number], probes.get(number))
-                 for number in range(len(known.layers)))
+        return tuple(number in neurons and not _depends(neurons[number], probes.get(number))
+                     for number in range(len(known.layers)))
 
 
 def _kept(where: dict[int, Tensor], number: int, value: Tensor) -> None:
