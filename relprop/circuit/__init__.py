@@ -63,14 +63,14 @@ METHODS: dict[str, Method] = {
 """Every method by name."""
 
 
-def circuit(subject: str | Subject | nn.Module | tuple, task: Task | Pairs, method: str = "cdt", *,
+def circuit(subject: str | Subject | nn.Module | tuple, task: Task | Pairs | str, method: str = "cdt", *,
             level: str | Sequence[str] = "heads", ablation: str = "resample", options: Mapping[str, Any] | None = None,
             batch_size: int | None = None, seed: int = 0, show_progress: bool = False) -> Circuit:
     """The score of every node or edge of a model on a task: a circuit of all, to be narrowed by `top` or `threshold`.
 
     Args:
         subject: what `relprop.load` takes, a `Subject`, or any `nn.Module`.
-        task: clean and corrupted inputs with a metric; of `Pairs`, the base is clean.
+        task: clean and corrupted inputs with a metric; of `Pairs`, the base is clean; or a name, as `Task.named` takes.
         method: a name of `METHODS`.
         level: what is scored: "heads", "mlps", "heads and mlps", "neurons", each with " at positions" behind it or not
             (those that the task names, else each), "edges"; or a list of addresses and patterns.
@@ -85,7 +85,7 @@ def circuit(subject: str | Subject | nn.Module | tuple, task: Task | Pairs, meth
     row, run, given = _method(method, level, ablation, options or {})
     subject = subject if isinstance(subject, Subject) else load(*subject) if isinstance(subject, tuple) \
         else Subject.from_module(subject) if isinstance(subject, nn.Module) else load(subject)
-    task = Task.of(subject, task) if isinstance(task, Pairs) else task
+    task = task if isinstance(task, Task) else Task.named(subject, task, seed=seed)
     prepared = task.prepared(subject)
     if not row.measures:
         changes(prepared)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..address import Spans
 from ..data import Matched, Pair, Pairs, matched
+from ..data import pairs as pairs_of
 from ..data.pair import token
 from ..intervene import Places, Spot
 from ..mediation import KL, LogOdds, Margin, Mass, Outcome, Question, Value, mediators_of
@@ -63,17 +64,27 @@ class Task:
 
         Args: metric: one of `METRICS`, of the pairs' answers and wrong answers, or an `Outcome`; None: the one that
                 suits them, the logit difference where there is one of each.
+        Spans are those that are at the same positions on both sides; pairs of one template and order are a group.
+
         Raises: ValueError for sides that differ in their number of tokens, for answers of several tokens, with what
             they are, for pairs without answers, and for a metric that does not suit them.
         """
         found = matched(subject, pairs)
-        if any(found.spans[name] != found.counterfactual_spans[name] for name in found.spans):
-            raise ValueError(f"pairs {pairs.name!r} have spans that are elsewhere in the counterfactual; positions of "
-                             "a circuit are those of both")
+        same = {name: at for name, at in found.spans.items() if at == found.counterfactual_spans[name] and all(at)}
         outcome = metric if isinstance(metric, Outcome) else _metric(subject, pairs, found, metric)
-        groups = [one.facts.get("template") for one in pairs.pairs]
-        return cls(pairs.name, found.base, found.counterfactual, outcome, found.spans,
-                   groups=None if None in groups else groups, about={**pairs.about, "pairs": pairs.fingerprint()})
+        groups = [" ".join(filter(None, [one.facts.get("template"), one.facts.get("order")])) for one in pairs.pairs]
+        return cls(pairs.name, found.base, found.counterfactual, outcome, {**_numbered(found, pairs), **same},
+                   groups=groups if all(groups) else None, about={**pairs.about, "pairs": pairs.fingerprint()})
+
+    @classmethod
+    def named(cls, subject: Subject, what: str | Pairs, *, count: int | None = None, seed: int = 0,
+              metric: str | Outcome | None = None) -> Task:
+        """The task of this name: see `relprop.data.pairs`, such as "ioi", "greater-than", "docstring", "pronouns",
+        "induction", "digits-swap", or "prompts:FILE.json".
+
+        Raises: as `of` and `relprop.data.pairs`.
+        """
+        return cls.of(subject, pairs_of(what, count=count, seed=seed, tokenizer=subject.tokenizer), metric=metric)
 
     def prepared(self, subject: Subject) -> Prepared:
         """The task for this model, checked.
@@ -238,6 +249,17 @@ def _metric(subject: Subject, pairs: Pairs, found: Matched, metric: str | None) 
     if suits == "logit difference":
         return LogOdds(*ids)
     return {"probability difference": Mass, "smallest logit difference": Margin}[suits](*ids)
+
+
+def _numbered(found: Matched, pairs: Pairs) -> dict[str, list[list[int]]]:
+    """Positions that a file of prompts gives by number, counted without the special tokens that a tokenizer adds."""
+    named = pairs.about.get("positions", {})
+    shift = [0] * found.rows
+    if named and isinstance(found.base.units, TextUnits):
+        marks = [[one for one, gone in zip(*row) if not gone] for row in
+                 zip(found.base.units.special, found.base.units.padding)]
+        shift = [next((at for at, special in enumerate(row) if not special), 0) for row in marks]
+    return {name: [[at + one] for one in shift] for name, at in named.items()}
 
 
 def _answers(one: Pair) -> tuple[Sequence[object], Sequence[object]]:

@@ -14,27 +14,33 @@ from pathlib import Path
 from .answer import squad
 from .canvas import digits, mnist
 from .classfolder import imagefolder, textfolder
+from .docstring import docstring
 from .eraser import eraser
 from .example import Data, Example
+from .gender import pronouns
+from .indirect import ioi
 from .lines import SUFFIXES, counterparts, texts
 from .matching import Matched, by_slots, matched
 from .pair import Pair, Pairs
 from .passage import passages
 from .picture import pictures
 from .planted import indirect_objects, planted_professions, year_spans
+from .promptfile import prompts
 from .pronoun import crows, winobias, winogender
+from .repeat import induction
 from .review import movies, sst
 from .segmentation import segmentation
 from .sequence import brackets, palindromes, sorted_lists
 from .swap import CHANGES, swapped
 from .template import professions, templates
+from .year import greater_than
 
 __all__ = [
-    "DRAWN", "FILES", "MAKERS", "PAIRS", "Data", "Example", "Matched", "Pair", "Pairs", "brackets", "by_slots",
-    "counterparts", "crows", "digits", "eraser", "get", "imagefolder", "indirect_objects", "matched", "mnist", "movies",
-    "pairs", "palindromes", "passages", "pictures", "planted_professions", "professions", "segmentation",
-    "sorted_lists", "squad", "sst", "swapped", "templates", "textfolder", "texts", "winobias", "winogender",
-    "year_spans",
+    "DRAWN", "FILES", "MAKERS", "PAIRS", "SPOKEN", "Data", "Example", "Matched", "Pair", "Pairs", "brackets",
+    "by_slots", "counterparts", "crows", "digits", "docstring", "eraser", "get", "greater_than", "imagefolder",
+    "indirect_objects", "induction", "ioi", "matched", "mnist", "movies", "pairs", "palindromes", "passages",
+    "pictures", "planted_professions", "professions", "prompts", "pronouns", "segmentation", "sorted_lists",
+    "squad", "sst", "swapped", "templates", "textfolder", "texts", "winobias", "winogender", "year_spans",
 ]  # fmt: skip
 
 MAKERS: dict[str, Callable[..., Data]] = {
@@ -48,6 +54,7 @@ FILES: dict[str, Callable[..., Data]] = {
 """Data that is read: `maker(path, count, seed=...)`."""
 PAIRS: dict[str, Callable[..., Pairs]] = {
     "professions": professions, "winobias": winobias, "winogender": winogender, "crows": crows, "pairs": counterparts,
+    "prompts": prompts,
 }  # fmt: skip
 """Pairs that are read: `maker(path, count, seed=...)`."""
 DRAWN: dict[str, Callable[..., Pairs]] = {
@@ -55,6 +62,10 @@ DRAWN: dict[str, Callable[..., Pairs]] = {
     "indirect-objects": indirect_objects, "year-spans": year_spans, "planted-professions": planted_professions,
 }  # fmt: skip
 """Pairs that are drawn: `maker(count, seed=...)`; the first three for `digits-vit`, the others for `tasks-gpt2`."""
+SPOKEN: dict[str, Callable[..., Pairs]] = {
+    "ioi": ioi, "greater-than": greater_than, "docstring": docstring, "pronouns": pronouns, "induction": induction,
+}  # fmt: skip
+"""Pairs that are drawn for a tokenizer: `maker(tokenizer, count, seed=...)`."""
 
 
 def get(what: str | Path | Data, *, count: int | None = 500, seed: int = 0) -> Data:
@@ -82,12 +93,12 @@ def get(what: str | Path | Data, *, count: int | None = 500, seed: int = 0) -> D
                      f"{', '.join(MAKERS)}, nor {', '.join(f'{known}:PATH' for known in FILES)}")
 
 
-def pairs(what: str | Path | Pairs, *, count: int | None = None, seed: int = 0) -> Pairs:
+def pairs(what: str | Path | Pairs, *, count: int | None = None, seed: int = 0, tokenizer: object = None) -> Pairs:
     """Pairs of a base and a counterfactual by what a user writes.
 
-    Args: what: a name of `DRAWN`, such as "digits-swap"; NAME:PATH with a name of `PAIRS`, such as
-        "winobias:data/winobias"; a .jsonl file of pairs; or `Pairs` already. count: how many; None: all there are, of
-        drawn ones 100. seed: of what is drawn.
+    Args: what: a name of `DRAWN`, such as "digits-swap", or of `SPOKEN`, such as "ioi"; NAME:PATH with a name of
+        `PAIRS`, such as "winobias:data/winobias"; a .jsonl file of pairs; or `Pairs` already. count: how many; None:
+        all there are, of drawn ones 100. seed: of what is drawn. tokenizer: for what is drawn for one.
     Raises: ValueError for what is none of these.
 
     >>> pairs("digits-blur", count=2).pairs[0].facts["change"]
@@ -98,9 +109,14 @@ def pairs(what: str | Path | Pairs, *, count: int | None = None, seed: int = 0) 
     name, _, path = str(what).partition(":")
     if str(what) in DRAWN:
         return DRAWN[name](100 if count is None else count, seed=seed)
+    if str(what) in SPOKEN:
+        if tokenizer is None:
+            raise ValueError(f"pairs {str(what)!r} are drawn for a tokenizer; give tokenizer=, which the model has to "
+                             "come with")
+        return SPOKEN[name](tokenizer, 100 if count is None else count, seed=seed)
     if name in PAIRS and path:
         return PAIRS[name](path, count, seed=seed)
     if str(what).endswith(SUFFIXES) and Path(what).is_file():
         return counterparts(what, count, seed=seed)
-    raise ValueError(f"no pairs {str(what)!r}: neither a .jsonl file, nor one of {', '.join(DRAWN)}, nor "
+    raise ValueError(f"no pairs {str(what)!r}: neither a .jsonl file, nor one of {', '.join([*DRAWN, *SPOKEN])}, nor "
                      f"{', '.join(f'{known}:PATH' for known in PAIRS)}")

@@ -50,11 +50,14 @@ def prepared(subject: Subject, data: Data) -> Batch:
     if TAKES[data.modality] != subject.modality:
         raise ValueError(f"data {data.name!r} is of {data.modality}, and {subject.name} reads {subject.modality}")
     inputs = [one.input for one in data.examples]
-    if data.modality != "tokens":
-        return subject.prepare(inputs)
-    width = max(map(len, inputs))
-    ids = torch.tensor([[*row, *[subject.pad_token_id] * (width - len(row))] for row in inputs])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in inputs])
+    return padded(subject, inputs) if data.modality == "tokens" else subject.prepare(inputs)
+
+
+def padded(subject: Subject, rows: Sequence[Sequence[int]]) -> Batch:
+    """Token ids of unequal length as the model takes them, padded on the right."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[subject.pad_token_id] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     return subject.prepare({"input_ids": ids, "attention_mask": mask})
 
 
@@ -142,9 +145,10 @@ def _levels(plane: ndarray, pixels: Pixels) -> ndarray:
 # -- base and counterfactual -----------------------------------------------------------------------------------------
 
 
-def both(base: Batch, other: Batch, row: int) -> str:
+def tokenised(base: Batch, other: Batch, row: int) -> str:
     """Both tokenisations of a row, for people."""
-    sides = [f"{len(tokens)} tokens, {' | '.join(tokens)}" for tokens in (own_tokens(base, row), own_tokens(other, row))]
+    sides = [f"{len(tokens)} tokens, {' | '.join(tokens)}" for tokens in
+             (own_tokens(one, row) for one in (base, other))]
     return f"pair {row}: the base is {sides[0]}; the counterfactual is {sides[1]}"
 
 
@@ -167,7 +171,7 @@ def absolute(lists: Sequence[Sequence[int]], base: Batch, other: Batch) -> Tenso
         here, there = mine[row].nonzero().flatten(), theirs[row].nonzero().flatten()
         wrong = [at for at in positions if not -1 <= at < len(there)]
         if len(positions) != len(here) or wrong:
-            raise ValueError(f"{both(base, other, row)}; the alignment has {len(positions)} positions"
+            raise ValueError(f"{tokenised(base, other, row)}; the alignment has {len(positions)} positions"
                              + (f", {wrong[0]} among them" if wrong else "") + ", one of the counterfactual, or -1, is "
                              "needed for each token of the base")
         at = torch.tensor(positions)
@@ -194,6 +198,6 @@ def relative(align: Tensor, base: Batch, other: Batch) -> list[list[int]]:
     bad = mine & (bad | (found == -2))
     if bad.any():
         row, place = bad.nonzero()[0].tolist()
-        raise ValueError(f"{both(base, other, row)}; align= has {int(at[row, place])} for position {place}, where the "
+        raise ValueError(f"{tokenised(base, other, row)}; align= has {int(at[row, place])} for position {place}, where the "
                          "counterfactual has no token; give one of its positions, or -1 for none")
     return [row[kept].tolist() for row, kept in zip(found, mine)]

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..subject import Subject
 from ..tokens import Batch, TextUnits
 from ..units import groups
-from .alignment import absolute, both, placed, word_of_tokens
+from .alignment import TAKES, absolute, padded, placed, tokenised, word_of_tokens
 from .pair import Pair, Pairs, ids, token
 
 Align = str | Sequence[Sequence[int]] | None
@@ -51,15 +52,16 @@ def matched(subject: Subject, pairs: Pairs, *, align: Align = None) -> Matched:
     Raises: ValueError for sides that differ in their number of tokens, with both tokenisations; for data that the model
         does not read; and for pairs with unlike numbers of continuations.
     """
-    if pairs.modality != subject.modality:
+    if TAKES[pairs.modality] != subject.modality:
         raise ValueError(f"pairs {pairs.name!r} are of {pairs.modality}, and {subject.name} reads {subject.modality}")
-    base, other = subject.prepare(pairs.bases), subject.prepare(pairs.counterfactuals)
+    ready = partial(padded, subject) if pairs.modality == "tokens" else subject.prepare
+    base, other = ready(pairs.bases), ready(pairs.counterfactuals)
     grouped = tuple(one.group for one in pairs.pairs)
     counts = {len(one.continuations) for one in pairs.pairs}
     if len(counts) > 1:
         raise ValueError(f"pairs with {' and '.join(map(str, sorted(counts)))} continuations; give each as many")
     each = [[one.continuations[which] for one in pairs.pairs] for which in range(counts.pop())]
-    spans, other_spans = ({name: [_positions(subject, batch, row, _spans(one, side)[name])
+    spans, other_spans = ({name: [_positions(subject, batch, row, _spans(one, side)[name], pairs.modality)
                                   for row, one in enumerate(pairs.pairs)] for name in pairs.names}
                           for batch, side in ((base, 0), (other, 1)))
     if not isinstance(base.units, TextUnits):
@@ -112,8 +114,10 @@ def _spans(pair: Pair, side: int) -> Mapping[str, object]:
     return (pair.spans, pair.counterfactual_spans)[side]
 
 
-def _positions(subject: Subject, batch: Batch, row: int, span: object) -> list[int]:
+def _positions(subject: Subject, batch: Batch, row: int, span: object, modality: str) -> list[int]:
     """Positions of a span among a row's own tokens; of pixels the patches that they touch, behind the prefix tokens."""
+    if modality == "tokens":
+        return [at for start, end in span for at in range(start, end)]
     if isinstance(span, Tensor):
         mask = placed(subject.pixels, span, tuple(span.shape))
         touched = groups(batch)[row][mask]
@@ -129,7 +133,7 @@ def _aligned(pairs: Pairs, base: Batch, other: Batch, align: Align) -> Tensor | 
     if align is None:
         for row, (mine, theirs) in enumerate(zip(*(side.sum(1).tolist() for side in own))):
             if mine != theirs:
-                raise ValueError(f"{both(base, other, row)}; they are not as many, so what stands for what is "
+                raise ValueError(f"{tokenised(base, other, row)}; they are not as many, so what stands for what is "
                                  'open: give align="slots", or a list of positions for each pair')
         if own[0].shape == own[1].shape and torch.equal(*own):
             return None
@@ -148,7 +152,7 @@ def _of_row(base: Batch, other: Batch, row: int, pair: Pair) -> list[int]:
         return by_slots(*(_slots(batch, row, spans) for batch, spans in
                           ((base, pair.spans), (other, pair.counterfactual_spans))))
     except ValueError as cause:
-        raise ValueError(f"{both(base, other, row)}: {cause}; give a list of positions for each pair") from cause
+        raise ValueError(f"{tokenised(base, other, row)}: {cause}; give a list of positions for each pair") from cause
 
 
 def _slots(batch: Batch, row: int, spans: Mapping[str, object]) -> list[str | None]:
