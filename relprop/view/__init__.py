@@ -7,8 +7,9 @@ from .forest import forest, report
 from .grid import grid
 from .mediation import mediation
 from .page import fragment, page
+from .pattern import patterns
 from .save import SUFFIXES, save
 from .sparsity import selection, sparsity
 
 __all__ = ["SUFFIXES", "account", "beside", "figure", "forest", "fragment", "grid", "image", "mediation", "page",
-           "report", "save", "selection", "series", "sparsity", "text"]
+           "patterns", "report", "save", "selection", "series", "sparsity", "text"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from ..result import Effects
 from ..result.arrangement import Arrangement
 from ..result.number import percent, printed, signed
-from . import color
+from . import bars, color, patch, pattern
 from .mediation import LEVEL, columns, found, grid, heading, interval, layers, main, maps, rounded, scale, subheading
+from .page import png
 from .template import template
 
 LISTED = 20
@@ -17,6 +20,7 @@ _STRONGEST = 0.75  # opacity of the strongest cell, so that it can be read on li
 _RED, _BLUE = "178,24,43", "33,102,172"  # color.POSITIVE and color.NEGATIVE
 _ACROSS, _HIGH = 640, 22  # of the points of neurons, in pixels: width, and height of a layer
 _POINTS = 2000  # drawn of a cloud, the strongest
+_DRAWN = ("model", "pair", "tokens", "pictures", "patterns")  # of what is known, shown elsewhere on the page
 
 
 def account(effects: Effects) -> str:
@@ -24,12 +28,14 @@ def account(effects: Effects) -> str:
     kind = main(effects)
     kinds = [one for one in effects.kinds if one != "total"]
     names = effects.top(LISTED, kind) if kinds else []
+    parts = [part for part in maps(effects) if not patch.over_patches(effects, part)]
     return template("mediation.html").render(
         title=heading(effects), under=subheading(effects), kind=kind, kinds=kinds, level=LEVEL,
         lines=[_line(effects, name, kinds, kind) for name in names], count=len(effects.mediators),
-        boards=[_board(effects, part, kind) for part in maps(effects) if part.shape == "board"],
-        clouds=[_cloud(effects, part, kind) for part in maps(effects) if part.shape == "cloud"],
-        examples=_examples(effects), facts=_facts(effects))
+        boards=[_board(effects, part, kind) for part in parts if part.shape == "board"],
+        pictures=_pictures(effects, kind), heads=_heads(effects), said=pattern.scale(),
+        clouds=[_cloud(effects, part, kind) for part in parts if part.shape == "cloud"],
+        bars=bars.pages(effects) if kinds else None, inks=bars.INKS, examples=_examples(effects), facts=_facts(effects))
 
 
 def _line(effects: Effects, name: str, kinds: list[str], kind: str) -> dict:
@@ -65,14 +71,37 @@ def _board(effects: Effects, part: Arrangement, kind: str) -> dict:
         "text": rounded(float(mean[one]), end), "tint": _tint(float(mean[one]), end), "holds": holds[one],
         "told": f"{effects.mediators[one]}: {interval(effects, kind, one)}"
                 + ("" if effects.summaries[kind].q is None else f", q {_p(effects, kind, one)[1]}")}
-    sums, low, high = layers(effects, part, kind)
-    reach = color.limit(sums) or 1.0
-    span = lambda row: "" if low is None else f"[{signed(float(low[row]))}, {signed(float(high[row]))}]"
-    bars = [{"text": signed(value), "width": 50 * abs(value) / reach, "left": 50 - 50 * max(0.0, -value) / reach,
-             "color": color.sign(value), "span": span(row)} for row, value in enumerate(sums.tolist())]
+    bars = _sums(*layers(effects, part, kind))
     rows = list(zip(part.rows, [[cell(one) for one in row] for row in grid(effects, part, kind)], bars))
     return {"title": part.title, "scale": scale(effects, kind, end), "columns": columns(effects, part), "rows": rows,
             "alone": part.columns == ("",), "turned": max(map(len, part.columns)) > 4 or part.across == "position"}
+
+
+def _sums(sums: Tensor, low: Tensor | None, high: Tensor | None) -> list[dict]:
+    """Bars of layers, with places in percent of the width."""
+    reach = color.limit(sums) or 1.0
+    span = lambda row: "" if low is None else f"[{signed(float(low[row]))}, {signed(float(high[row]))}]"
+    return [{"text": signed(value), "width": 50 * abs(value) / reach, "left": 50 - 50 * max(0.0, -value) / reach,
+             "color": color.sign(value), "span": span(row)} for row, value in enumerate(sums.tolist())]
+
+
+def _pictures(effects: Effects, kind: str) -> list[dict]:
+    """Pictures with the effects of their patches; of other mediators the pictures alone."""
+    boards = [part for part in maps(effects) if patch.over_patches(effects, part)]
+    found = [{"title": f"{kind.capitalize()} effects: {part.title}", "scale": patch.scale(effects, part, kind),
+              "panels": [(name, rest, png(pixels)) for name, rest, pixels in patch.panels(effects, part, kind)]}
+             for part in boards]
+    if boards or not patch.sides(effects):
+        return found
+    both = zip(("base", "counterfactual"), patch.sides(effects))
+    return [{"title": "The first example", "scale": "",
+             "panels": [(name, "", png(one.images[0].numpy())) for name, one in both]}]
+
+
+def _heads(effects: Effects) -> list[dict]:
+    """Attention patterns of the strongest heads, cells as a data address."""
+    return [{**head, "sides": [{**one, "pixels": png(one["pixels"])} for one in head["sides"]]}
+            for head in pattern.pages(effects)]
 
 
 def _cloud(effects: Effects, part: Arrangement, kind: str) -> dict:
@@ -80,12 +109,13 @@ def _cloud(effects: Effects, part: Arrangement, kind: str) -> dict:
     mean, holds = effects.summaries[kind].mean, found(effects, kind)
     values = mean[list(part.index)]
     end = color.limit(values) or 1.0
+    sums = layers(effects, part, kind)
     drawn = values.abs().topk(min(_POINTS, len(values))).indices.tolist()
     points = [{"x": round(_ACROSS * (0.5 + 0.48 * float(mean[one]) / end), 1), "holds": holds[one],
                "y": round(_HIGH * (row + 0.5 + ((7 * place) % 11 - 5) / 20), 1),
                "told": f"{effects.mediators[one]}: {interval(effects, kind, one)}"}
               for place, one, row in ((place, part.index[place], part.row[place]) for place in drawn)]
-    rows = [(name, _HIGH * (place + 0.5)) for place, name in enumerate(part.rows)]
+    rows = [(name, _HIGH * (place + 0.5), bar) for place, (name, bar) in enumerate(zip(part.rows, _sums(*sums)))]
     return {"title": part.title, "scale": scale(effects, kind, None), "points": points, "rows": rows, "width": _ACROSS,
             "height": _HIGH * len(part.rows), "end": printed(end, 3),
             "drawn": "" if len(drawn) == len(values) else f"; the {len(drawn)} strongest of {len(values)}"}
@@ -98,12 +128,12 @@ def _examples(effects: Effects) -> list[dict]:
 
 
 def _facts(effects: Effects) -> list[tuple[str, str]]:
-    shown = {name: value for name, value in effects.about.items() if name not in ("model", "pair", "tokens")}
+    shown = {name: value for name, value in effects.about.items() if name not in _DRAWN}
     said = []
     for name, value in shown.items():  # of a mapping, such as that of an estimate, what is no table itself
         parts = value.items() if isinstance(value, Mapping) else [("", value)]
         said += [(f"{name} {key}".strip(), str(one)) for key, one in parts
-                 if one is not None and not isinstance(one, Mapping)]
+                 if one not in (None, False) and not isinstance(one, Mapping)]
     return [("model", str(effects.about.get("model", "?"))), ("outcome", effects.outcome), ("scale", effects.scale),
             *said]
 

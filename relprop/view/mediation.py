@@ -11,50 +11,49 @@ from torch import Tensor
 from ..result import Effects
 from ..result.arrangement import Arrangement, arranged
 from ..result.number import chance, printed, signed
-from . import color
+from . import bars, color, patch
+from .bars import bare, main, plain_ticks
 from .sheet import BODY, SMALL, TINY, TITLE, Sheet, sheet, shortened, visible
+from .words import spelled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEVEL = 0.05
 """Mediators whose corrected p-value is at most this are marked."""
-STRONGEST = 8
-"""Mediators with bars of their own."""
 WIDTH, MARGIN = 7.4, 0.3  # inches
 INNER = WIDTH - 2 * MARGIN
-INKS = {"total": color.INK, "direct": color.LEAST_FIRST, "indirect": color.MOST_FIRST, "controlled": "#1b7837",
-        "interaction": color.CHANCE}
-_LINE, _HEAD, _NAME, _FOOT, _GAP = 0.125, 0.72, 0.36, 0.38, 0.12
+_HEAD, _NAME, _FOOT, _GAP = 0.72, 0.36, 0.38, 0.12
 _LEFT, _SIDE, _CELL = 0.62, 1.35, 0.46  # names of layers, bars of layers, most of a cell
-_SMALL = 0.1  # of the total effect: where the strongest mediators have less, bars are drawn without what is as large
 
 
 def mediation(effects: Effects) -> Figure:
     """The strongest mediators as bars, total, direct, indirect and interaction, with 95 % intervals; then a map of all,
-    layer by head or layer by position, with the sum of each layer beside it; of neurons a point each.
+    layer by head or layer by position, with the sum of each layer beside it; of neurons a point each; patches over
+    their picture.
 
     Colours are zero-centred with symmetric ends, which are printed. A dot marks what holds after the correction for
     the number of mediators (Benjamini and Hochberg, q <= `LEVEL`).
     """
     kind, parts = main(effects), maps(effects)
-    tall = [_bars_height(effects), *map(_height, parts)]
+    tall = [bars.height(effects), *(_height(effects, part) for part in parts)]
     page = sheet(WIDTH, _HEAD + sum(tall) + _GAP * (len(tall) - 1) + MARGIN)
     page.write(MARGIN, 0.14, shortened(heading(effects), 72 * INNER, TITLE, True), size=TITLE, weight="bold")
     for line, text in enumerate(subheading(effects)):
         page.write(MARGIN, 0.34 + 0.15 * line, shortened(text, 72 * INNER, SMALL), size=SMALL, color=color.FAINT)
     y = _HEAD
-    _bars(page.part(MARGIN, y, INNER), effects)
+    bars.draw(page.part(MARGIN, y, INNER), effects, INNER)
     y += tall[0] + _GAP
     for part, height in zip(parts, tall[1:]):
-        (_board if part.shape == "board" else _cloud)(page.part(MARGIN, y, INNER), effects, part, kind)
+        _part(page.part(MARGIN, y, INNER), effects, part, kind)
         y += height + _GAP
     return page.figure
 
 
-def main(effects: Effects) -> str:
-    """The kind of effect that maps show: indirect if it is there."""
-    return next((kind for kind in ("indirect", "direct", "controlled") if kind in effects.kinds), "total")
+def _part(page: Sheet, effects: Effects, part: Arrangement, kind: str) -> None:
+    if patch.over_patches(effects, part):
+        return patch.draw(page, effects, part, kind, INNER)
+    return (_board if part.shape == "board" else _cloud)(page, effects, part, kind)
 
 
 def maps(effects: Effects) -> list[Arrangement]:
@@ -129,83 +128,30 @@ def grid(effects: Effects, part: Arrangement, kind: str) -> list[list[int | None
     return cells
 
 
-def _drawn(effects: Effects) -> list[str]:
-    """The kinds that have bars: all; where the strongest mediators have little of the total, those alone that are less
-    than half of it."""
-    total, strongest = (color.limit(effects.summaries[kind].mean) for kind in ("total", main(effects)))
-    if strongest >= _SMALL * total:
-        return list(effects.kinds)
-    return [kind for kind in effects.kinds if color.limit(effects.summaries[kind].mean) < total / 2]
-
-
-def _bars_height(effects: Effects) -> float:
-    return _NAME + _LINE * (_extent(effects)[-1] + 1.4) + _FOOT
-
-
-def _extent(effects: Effects) -> list[float]:
-    """Where each mediator's bars start, and where the last ones end, in lines."""
-    kinds = _drawn(effects)
-    own = len(kinds) - ("total" in kinds)
-    names = len(_strongest(effects))
-    first = 1.6 if "total" in kinds else 0.0
-    return [first + (own + 0.6) * place for place in range(names)] + [max(1.0, first + (own + 0.6) * names - 1.6)]
-
-
-def _strongest(effects: Effects) -> list[str]:
-    return effects.top(STRONGEST, main(effects)) if main(effects) != "total" else []
-
-
-def _bars(part: Sheet, effects: Effects) -> None:
-    kinds, names, starts = _drawn(effects), _strongest(effects), _extent(effects)
-    own = [kind for kind in kinds if kind != "total"]
-    left_out = [kind for kind in effects.kinds if kind not in kinds]
-    part.write(0, 0, "The strongest mediators", size=BODY, weight="bold")
-    part.write(0, 0.16, "mean over examples" + (" with 95 % interval" if len(effects.base) > 1 else "")
-               + f"; {main(effects)} effects decide what is strongest"
-               + (f"; {' and '.join(left_out)} effects are far larger" if left_out else ""), size=SMALL,
-               color=color.FAINT)
-    axes = part.axes(1.5, _NAME, INNER - 2.6, _bars_height(effects) - _NAME - _FOOT)
-    ticks = []
-    if "total" in kinds:
-        _bar(axes, effects, "total", 0, 0.0)
-        ticks.append((0.0, "total"))
-    for name, start in zip(names, starts):
-        for line, kind in enumerate(own):
-            _bar(axes, effects, kind, effects.mediators.index(name), start + line)
-        ticks.append((start + (len(own) - 1) / 2, shortened(name, 72 * 1.4, SMALL)))
-    axes.axvline(0, color=color.LINE, linewidth=0.8, zorder=0)
-    axes.set(ylim=(starts[-1] + 0.7, -0.7))
-    _plain_ticks(axes.set_yticks(*zip(*ticks)))
-    axes.locator_params(axis="x", nbins=5)
-    axes.set_xlabel(f"effect ({effects.scale})", fontsize=SMALL, labelpad=1, color=color.FAINT)
-    _bare(axes)
-    for line, kind in enumerate(kinds):
-        part.write(INNER - 0.9, _NAME + 0.15 * line, f"■ {kind}", size=SMALL, color=INKS[kind])
-
-
-def _plain_ticks(ticks: list) -> None:
-    """Nothing in the labels is read as mathematics."""
-    for tick in ticks:
-        tick.label1.set_parse_math(False)
-
-
-def _bar(axes: object, effects: Effects, kind: str, index: int, y: float) -> None:
-    one = effects.summaries[kind]
-    axes.barh(y, float(one.mean[index]), height=0.78, color=INKS[kind], alpha=0.75, linewidth=0)
-    if one.low is not None:
-        axes.plot([float(one.low[index]), float(one.high[index])], [y, y], color=color.INK, linewidth=0.8)
-
-
 def _cell(part: Arrangement) -> tuple[float, float]:
     """Width and height of a cell in inches."""
     wide = min(_CELL, (INNER - _LEFT - _SIDE - 0.15) / len(part.columns))
     return wide, min(0.25, max(0.11, wide))
 
 
-def _height(part: Arrangement) -> float:
+def _height(effects: Effects, part: Arrangement) -> float:
+    if patch.over_patches(effects, part):
+        return patch.height(effects, part, INNER)
     if part.shape == "cloud":
         return _NAME + max(0.5, 0.24 * len(part.rows)) + _FOOT
     return _NAME + _cell(part)[1] * len(part.rows) + _FOOT + (0.2 if _turned(part) else 0)
+
+
+def _tall(effects: Effects, part: Arrangement) -> float:
+    """Height in inches of what is between the heading and the axis."""
+    if part.shape == "cloud":
+        return _height(effects, part) - _NAME - _FOOT
+    return _cell(part)[1] * len(part.rows)
+
+
+def _ends(part: Arrangement) -> tuple[float, float]:
+    """Ends of the vertical axis, from bottom to top."""
+    return (len(part.rows) - 0.4, -0.6) if part.shape == "cloud" else (len(part.rows) - 0.5, -0.5)
 
 
 def _turned(part: Arrangement) -> bool:
@@ -246,7 +192,7 @@ def _across(axes: object, effects: Effects, board: Arrangement, wide: float) -> 
     names = columns(effects, board)
     every = math.ceil((0.14 if _turned(board) else 0.26) / wide)
     shown = [shortened(visible(name), 72 * 0.75, SMALL) for name in names[::every]]
-    _plain_ticks(axes.set_xticks(range(0, len(names), every), shown, **(
+    plain_ticks(axes.set_xticks(range(0, len(names), every), shown, **(
         {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if _turned(board) else {})))
 
 
@@ -257,7 +203,7 @@ def columns(effects: Effects, board: Arrangement) -> list[str]:
     for name in board.columns:
         at = int(name[1:]) if name[1:].lstrip("-").isdecimal() and name.startswith("@") else None
         known = at is not None and -len(tokens) <= at < len(tokens)
-        said.append(f"{at} {tokens[at]}" if known else name)
+        said.append(f"{at} {spelled(tokens[at])}" if known else name)
     return said
 
 
@@ -265,26 +211,27 @@ def _layer_bars(part: Sheet, effects: Effects, board: Arrangement, kind: str, le
                 alone: bool) -> None:
     mean, low, high = layers(effects, board, kind)
     error = None if low is None else torch.stack([mean - low, high - mean]).clamp_min(0).numpy()
-    axes = part.axes(left, _NAME, width, _cell(board)[1] * len(board.rows))
+    axes = part.axes(left, _NAME, width, _tall(effects, board))
     places = range(len(board.rows))
     axes.barh(places, mean.tolist(), xerr=error, height=0.75, linewidth=0, alpha=0.8, error_kw={"linewidth": 0.8},
               color=[color.sign(value) for value in mean.tolist()])
     axes.axvline(0, color=color.LINE, linewidth=0.8, zorder=0)
-    axes.set(ylim=(len(board.rows) - 0.5, -0.5), yticks=[])
+    axes.set(ylim=_ends(board), yticks=[])
     if alone:
         holds = dict(zip(board.row, (found(effects, kind)[one] for one in board.index)))
         axes.set_yticks(places, [f"{name} •" if holds[row] else name for row, name in enumerate(board.rows)])
     axes.locator_params(axis="x", nbins=5 if alone else 3)
     axes.set_xlabel(f"{kind} effect ({effects.scale})" if alone else "sum of the layer", fontsize=SMALL, labelpad=1,
                     color=color.FAINT)
-    _bare(axes)
+    bare(axes)
 
 
 def _cloud(part: Sheet, effects: Effects, cloud: Arrangement, kind: str) -> None:
     """Every neuron a point, layer by effect."""
     mean, holds = effects.summaries[kind].mean, found(effects, kind)
     _name(part, effects, cloud, kind, None)
-    axes = part.axes(_LEFT, _NAME, INNER - _LEFT - 0.1, _height(cloud) - _NAME - _FOOT)
+    wide = INNER - _LEFT - _SIDE - 0.15
+    axes = part.axes(_LEFT, _NAME, wide, _tall(effects, cloud))
     values = mean[list(cloud.index)]
     inks = [color.MOST_FIRST if holds[one] else color.CHANCE for one in cloud.index]
     spread = [row + ((7 * place) % 11 - 5) / 20 for place, row in enumerate(cloud.row)]  # apart, so that all are seen
@@ -293,11 +240,13 @@ def _cloud(part: Sheet, effects: Effects, cloud: Arrangement, kind: str) -> None
         axes.annotate(cloud.columns[place], (float(values[place]), spread[place]), fontsize=TINY, xytext=(0, 4),
                       textcoords="offset points", color=color.INK, ha="center", parse_math=False)
     axes.axvline(0, color=color.LINE, linewidth=0.8, zorder=0)
-    axes.set(ylim=(len(cloud.rows) - 0.4, -0.6))
+    axes.set(ylim=_ends(cloud))
     axes.set_yticks(range(len(cloud.rows)), cloud.rows)
-    axes.margins(x=0.1)
+    axes.margins(x=0.12)
+    axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(f"{kind} effect ({effects.scale})", fontsize=SMALL, labelpad=1, color=color.FAINT)
-    _bare(axes)
+    bare(axes)
+    _layer_bars(part, effects, cloud, kind, _LEFT + wide + 0.15, _SIDE - 0.1, alone=False)
 
 
 def _name(part: Sheet, effects: Effects, board: Arrangement, kind: str, end: float | None) -> None:
@@ -315,10 +264,5 @@ def scale(effects: Effects, kind: str, end: float | None) -> str:
     return "; ".join([*ends, *marks])
 
 
-def _bare(axes: object) -> None:
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-
-
-__all__ = ["LEVEL", "STRONGEST", "columns", "found", "grid", "heading", "interval", "layers", "main", "maps",
+__all__ = ["LEVEL", "columns", "found", "grid", "heading", "interval", "layers", "main", "maps",
            "mediation", "rounded", "scale", "subheading"]

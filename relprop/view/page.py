@@ -83,7 +83,7 @@ def _section(relevances: list[Relevance], row: int, checks: list[Curve | None]) 
         for relevance, check, end, title in zip(relevances, checks, found, each, strict=True)
     ]
     units = relevances[0].units
-    picture = _png(units.images[row].numpy()) if isinstance(units, ImageUnits) else None
+    picture = png(units.images[row].numpy()) if isinstance(units, ImageUnits) else None
     return {
         "title": top[0],
         "under": top[1],
@@ -125,10 +125,10 @@ def _map(
     found["gradient"] = f"linear-gradient(to right,{stops})"
     if isinstance(relevance.units, ImageUnits):
         picture, values = relevance.units.images[row], relevance.map[row]
-        over = [("overlay", _png(color.overlay(picture, values, end)))] if not compact else []
-        return {**found, "pictures": [*over, ("relevance", _png(color.paint(values, end)))]}
+        over = [("overlay", png(color.overlay(picture, values, end)))] if not compact else []
+        return {**found, "pictures": [*over, ("relevance", png(color.paint(values, end)))]}
     values = color.shown(relevance, row)
-    return {**found, "pictures": [("relevance of each entry", _png(color.paint(values, color.limit(values))))]}
+    return {**found, "pictures": [("relevance of each entry", png(color.paint(values, color.limit(values))))]}
 
 
 def _words(said: list[tuple[str, float]], end: float) -> list[dict]:
@@ -194,7 +194,7 @@ def _facts(relevance: Relevance) -> list[tuple[str, str]]:
     ]
 
 
-def _png(pixels: ndarray) -> str:
+def png(pixels: ndarray) -> str:
     """Pixels as a data address."""
     from PIL import Image
 

@@ -38,6 +38,15 @@ def glued(before: str, word: str) -> bool:
     return not before or word[:1] in _CLOSING or before[-1:] in _OPENING or bool(word) and wide(word) and wide(before)
 
 
+def spelled(token: str) -> str:
+    """A token as people write it: without the sign that a space stands before it, unless it is nothing else.
+
+    >>> spelled("\u0120nurse"), spelled("\u2581he"), spelled("\u0120"), spelled("##se")
+    ('nurse', 'he', '\u2423', '##se')
+    """
+    return (token.lstrip("\u0120\u2581") or "\u2423") if token else token
+
+
 def rightward(text: str) -> bool:
     """Whether a text reads from left to right, by its first letter that says so."""
     for letter in text:
