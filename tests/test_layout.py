@@ -18,7 +18,7 @@ LEVELS = [
     ["target", "result", "rows", "neutral", "pixels"],
     ["units", "family"],
     ["ops"],
-    ["composite"],
+    ["composite", "division"],
     ["trace"],
     ["nn", "anatomy"],
     ["subject", "intervene"],

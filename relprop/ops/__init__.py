@@ -5,6 +5,7 @@
 
 from .call import Call
 from .journal import Journal
+from .split import Split
 from .table import KINDS, Op, lookup, register
 
-__all__ = ["KINDS", "Call", "Journal", "Op", "lookup", "register"]
+__all__ = ["KINDS", "Call", "Journal", "Op", "Split", "lookup", "register"]

@@ -15,6 +15,8 @@ from torch.autograd import Function
 from ..numerics import ratio
 from .call import Call, Unary, dependent
 from .journal import ACTIVATION
+from .split import Split, each, led
+from .split import difference as by_difference
 
 
 def identity(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
@@ -135,3 +137,52 @@ def glu(call: Call, input: Tensor, dim: int = -1) -> Tensor:
         return torch.mul(passed, torch.sigmoid(gate))
 
     return call.retrace(run)
+
+
+# -- forward ---------------------------------------------------------------------------------------------------------
+
+def difference(rel: Tensor, x: Tensor, y: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """rel -> f(x) - f(x - rel): irrel passes alone, rel takes the rest (Hsu et al. 2024, section 3).
+
+    Args: rel: of x, (S, ...). x, y: the total and f of it, (...). run: f, entry by entry.
+    """
+    return y - run(x - rel)
+
+
+def shapley(rel: Tensor, x: Tensor, y: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """rel -> (f(rel) - f(0) + f(x) - f(x - rel)) / 2, the mean over both orders (Murdoch et al. 2018, section 3.2.2;
+    Singh et al. 2019, eq. 8 for two parts). f(0) is a constant.
+    """
+    at_zero = run(torch.zeros_like(x))
+    return (run(rel) - at_zero + y - run(x - rel)) / 2
+
+
+def split_by(call: Split, rel: Tensor, x: Tensor, run: Callable[[Tensor], Tensor], offset: float | Tensor) -> Tensor:
+    """The relevant part of y = run(x), elementwise, with its share of f(0), which is a constant."""
+    part = call.rule(rel, x, call.output, run)
+    if _nothing(offset):
+        return part
+    return part + call.constant(rel, x - rel, torch.as_tensor(offset, dtype=x.dtype, device=x.device))
+
+
+def split_elementwise(call: Split, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """`F.gelu`, `F.silu`, `torch.tanh`, `torch.pow`, `torch.clamp` ..., forward."""
+    rel = call.rel(input)
+    kwargs = {name: False if name == "inplace" else value for name, value in kwargs.items()}
+    if rel is None or any(call.rel(value) is not None for value in (*args, *kwargs.values())):
+        return by_difference(call, input, *args, **kwargs)
+    others = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    rel = led(rel, max([input.dim(), *(other.dim() for other in others)]))
+
+    def run(x: Tensor) -> Tensor:
+        return call.func(x, *args, **kwargs)
+
+    return split_by(call, rel, input, run, at_zero(run, input))
+
+
+def split_prelu(call: Split, input: Tensor, weight: Tensor) -> Tensor:
+    """`F.prelu`, forward."""
+    def run(x: Tensor) -> Tensor:
+        return each(lambda one: call.func(one, weight), x) if x.dim() > input.dim() else call.func(x, weight)
+
+    return split_by(call, call.rel(input), input, run, 0.0)

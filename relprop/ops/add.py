@@ -13,6 +13,7 @@ from torch import Tensor
 from ..numerics import stabilize
 from .call import Binary, Call, Rule, Unary, dependent
 from .journal import STABILIZER, Rows
+from .split import Split, led
 
 
 def zero(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,3 +161,32 @@ def _masks(*terms: Tensor) -> bool:
     """Whether the constant among the terms is a mask: 0, or so low that a softmax leaves nothing. It takes nothing."""
     constant = next(t for t in terms if not dependent(t))
     return bool(((constant == 0) | (constant < -1e3)).all())
+
+
+# -- forward ---------------------------------------------------------------------------------------------------------
+
+def split_sum(call: Split, a: Any, b: Any, *, alpha: float = 1, sign: float = 1) -> Tensor:
+    """`torch.add`, `+`, forward: rel_a + rel_b. A constant is irrelevant, but for a bias, one number a feature, which
+    is shared as that of a linear map.
+    """
+    dims = max(t.dim() for t in (a, b) if isinstance(t, Tensor))
+    parts = [(None if part is None else led(part, dims)) for part in (call.rel(a), call.rel(b))]
+    factor = alpha * sign
+    if parts[0] is not None and parts[1] is not None:
+        return torch.add(*parts, alpha=factor)
+    part, constant = (parts[0], b) if parts[1] is None else (parts[1] * factor if factor != 1 else parts[1], a)
+    part = part.expand(part.shape[0], *call.output.shape)
+    if not (isinstance(constant, Tensor) and constant.dim() == 1 and constant.is_floating_point() and dims > 1):
+        return part
+    constant = constant * factor if parts[1] is None else constant
+    return part + call.constant(part, (call.output - constant) - part, constant)
+
+
+def split_sub(call: Split, a: Any, b: Any, *, alpha: float = 1) -> Tensor:
+    """`torch.sub`, `-`, forward."""
+    return split_sum(call, a, b, alpha=alpha, sign=-1)
+
+
+def split_rsub(call: Split, a: Tensor, b: Any, *, alpha: float = 1) -> Tensor:
+    """`torch.rsub`, forward: b - alpha a."""
+    return split_sum(call, b, a, alpha=alpha, sign=-1)

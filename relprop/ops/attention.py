@@ -16,6 +16,7 @@ from . import matmul as product
 from . import softmax
 from .call import Call, biases, dependent, scaled
 from .journal import POSITIONS, SOFTMAX
+from .split import Split, led
 
 CHUNK = 1 << 22
 """Entries of the attention pattern that the held rule computes at a time: 16 MiB in float32."""
@@ -201,3 +202,20 @@ def _merged_mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, is_c
 def _weights(query: Tensor, key: Tensor, mask: Tensor | None, average: bool) -> Tensor:
     weights = pattern(query.detach(), key.detach(), mask, 1 / math.sqrt(query.shape[-1]))
     return weights.mean(1) if average else weights
+
+
+# -- forward ---------------------------------------------------------------------------------------------------------
+
+def split_attention(call: Split, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+                    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+                    enable_gqa: bool = False) -> Tensor | None:
+    """`F.scaled_dot_product_attention`, forward, by the pair (rule of the products, rule of the softmax)."""
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if call.rule[1] is softmax.pattern_held:
+        rel = call.rel(value)
+        if rel is None:
+            return None
+        mask = additive(attn_mask, is_causal, query, key)
+        rel = grouped(rel, query)
+        return pattern(query, grouped(key, query), mask, factor) @ led(rel, query.dim())
+    return call.rel(call.retrace(lambda: opened(query, key, value, attn_mask, is_causal, factor)))

@@ -1,12 +1,14 @@
 """Convolutions of one, two and three dimensions, under the rules of `linear`."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .call import Call
-from .linear import Affine, run_affine
+from .linear import Affine, image, run_affine
+from .split import Split, difference
 
 
 def _each(value: int | Sequence[int], axes: int) -> list[int]:
@@ -71,3 +73,18 @@ def conv_transpose(call: Call, input: Tensor, weight: Tensor, bias: Tensor | Non
     per_channel = None if bias is None else bias.reshape(-1, *[1] * (weight.dim() - 2))
     affine = Affine(product, transpose, weight, per_channel)
     return run_affine(call, input, lambda x: call.func(x, weight, bias, *options), affine)
+
+
+def split_conv(call: Split, input: Tensor, weight: Tensor, bias: Tensor | None = None, *options: Any,
+               **more: Any) -> Tensor:
+    """`F.conv1d`, `F.conv2d`, `F.conv_transpose2d` ..., forward, with the sources among the rows of the batch."""
+    rel = call.rel(input)
+    if rel is None or call.rel(weight) is not None or call.rel(bias) is not None:
+        return difference(call, input, weight, bias, *options, **more)
+
+    def product(x: Tensor) -> Tensor:
+        if x.dim() < weight.dim() + 1:  # a picture without a batch
+            return call.func(x, weight, None, *options, **more)
+        return call.func(x.flatten(0, 1), weight, None, *options, **more).unflatten(0, x.shape[:2])
+
+    return image(call, rel, product, None if bias is None else bias.reshape(-1, *[1] * (weight.dim() - 2)))

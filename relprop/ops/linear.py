@@ -27,6 +27,7 @@ from torch.autograd import Function
 from ..numerics import EPS, stabilize
 from .call import Alternating, Call, Rule, dependent
 from .journal import BIAS, STABILIZER, Journal, Rows
+from .split import Split, difference
 
 
 @dataclass(frozen=True)
@@ -402,3 +403,30 @@ def addmm(call: Call, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float 
         return total
     affine = Affine(torch.matmul, lambda s, W: s @ W.mT, mat2, input, 1)
     return run_affine(call, mat1, lambda x: call.func(input, x, mat2), affine)
+
+
+def image(call: Split, rel: Tensor, product: Callable[[Tensor], Tensor], bias: Tensor | None) -> Tensor:
+    """The relevant part of y = x W + b: rel W and the share of b that goes with it (Hsu et al. 2024, section 3).
+
+    Args: rel: of x, (S, ...). product: x to x W, for any leading axes.
+    """
+    part = product(rel)
+    if bias is None:
+        return part
+    return part + call.constant(part, (call.output - bias) - part, bias)
+
+
+def split_linear(call: Split, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, forward."""
+    rel = call.rel(input)
+    if rel is None or call.rel(weight) is not None or call.rel(bias) is not None:
+        return difference(call, input, weight, bias)
+    return image(call, rel, lambda x: F.linear(x, weight), bias)
+
+
+def split_addmm(call: Split, input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """`torch.addmm`, forward."""
+    rel = call.rel(mat1)
+    if rel is None or call.rel(input) is not None or call.rel(mat2) is not None or beta != 1 or alpha != 1:
+        return difference(call, input, mat1, mat2, beta=beta, alpha=alpha)
+    return image(call, rel, lambda x: x @ mat2, input)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..numerics import stabilize
 from .call import Binary, Call, dependent, scaled
 from .journal import PRODUCT
+from .split import Split, difference, each, led
 
 
 def uniform(a: Tensor, b: Tensor, y: Tensor, g: Tensor, vjp: Callable[[Tensor], tuple[Tensor, Tensor]],
@@ -90,3 +91,87 @@ def einsum(call: Call, equation: str, *operands: Any) -> Tensor:
     if call.rule is gradient and len(moving) > 1:
         return call.booked(PRODUCT, moving, run)
     return run(*(scaled(operand, 1 / len(moving)) for operand in moving))
+
+
+# -- forward ---------------------------------------------------------------------------------------------------------
+
+Parts = tuple[Tensor, Tensor]
+"""The relevant part of an operand, (S, ...), and its total, (...)."""
+
+
+def inner(a: Parts, b: Parts, run: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """rel = rel_a rel_b: cross terms are irrelevant (Murdoch et al. 2018, section 3.2.1; Hsu et al. 2024 for the
+    products in attention).
+    """
+    return run(a[0], b[0])
+
+
+def crossed(a: Parts, b: Parts, run: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """rel = a b - irrel_a irrel_b: cross terms are relevant, as of an activation by difference."""
+    return run(a[0], b[1]) + run(a[1] - a[0], b[0])
+
+
+def halved(a: Parts, b: Parts, run: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """rel = rel_a rel_b + (rel_a irrel_b + irrel_a rel_b) / 2 = (rel_a b + a rel_b) / 2: the Shapley mean."""
+    return (run(a[0], b[1]) + run(a[1], b[0])) / 2
+
+
+def split_bilinear(call: Split, a: Tensor, b: Tensor, run: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+    """y = run(a, b), forward: linear in one operand that a source reaches, by the rule of the call in two."""
+    rel_a, rel_b = call.rel(a), call.rel(b)
+    if rel_a is None or rel_b is None:
+        return run(a if rel_a is None else rel_a, b if rel_b is None else rel_b)
+    return call.rule((rel_a, a), (rel_b, b), run)
+
+
+def split_matmul(call: Split, input: Tensor, other: Tensor | None = None, **names: Any) -> Tensor | None:
+    """`torch.matmul`, `@`, `torch.bmm` ..., forward."""
+    other = next(iter(names.values())) if other is None else other
+    func = {"__rmatmul__": lambda a, b: torch.matmul(b, a)}.get(getattr(call.func, "__name__", ""), torch.matmul)
+    dims = max(input.dim(), other.dim())
+    if min(input.dim(), other.dim()) < 2:
+        return split_bilinear(call, input, other, lambda a, b: _by_source(call.func, a, b, input.dim(), other.dim()))
+
+    def run(a: Tensor, b: Tensor) -> Tensor:
+        a = led(a, dims) if a.dim() > input.dim() else a
+        return func(a, led(b, dims) if b.dim() > other.dim() else b)
+
+    return split_bilinear(call, input, other, run)
+
+
+def _by_source(func: Callable[..., Tensor], a: Tensor, b: Tensor, *dims: int) -> Tensor:
+    """func(a, b) for each source, of whichever operands have them in front."""
+    moving = [t for t, dim in zip((a, b), dims, strict=True) if t.dim() > dim]
+
+    def once(*parts: Tensor) -> Tensor:
+        source = iter(parts)
+        return func(*(next(source) if t.dim() > dim else t for t, dim in zip((a, b), dims, strict=True)))
+
+    return each(once, *moving)
+
+
+def split_baddbmm(call: Split, input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1,
+                  alpha: float = 1) -> Tensor:
+    """`torch.baddbmm`, forward: as separate calls."""
+    return call.retrace(lambda: torch.add(torch.mul(torch.bmm(batch1, batch2), alpha), input, alpha=beta))
+
+
+def split_einsum(call: Split, equation: str, *operands: Any) -> Tensor | None:
+    """`torch.einsum`, forward; of more than two operands that a source reaches, by difference."""
+    operands = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
+    places = [place for place, operand in enumerate(operands) if call.rel(operand) is not None]
+    if len(places) > 2:
+        return difference(call, equation, *operands)
+    a, b = (operands[places[0]], operands[places[-1]])
+
+    def run(*parts: Tensor) -> Tensor:
+        def once(*moving: Tensor) -> Tensor:
+            filled, source = list(operands), iter(moving)
+            for place, part, whole in zip(places, parts, (a, b)):
+                filled[place] = next(source) if part.dim() > whole.dim() else part
+            return call.func(equation, *filled)
+        return each(once, *(part for part, whole in zip(parts, (a, b)) if part.dim() > whole.dim()))
+
+    if len(places) == 1:
+        return run(call.rel(a))
+    return split_bilinear(call, a, b, run)

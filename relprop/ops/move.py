@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .call import Call, dependent
 from .journal import preserve
+from .split import Split, difference, refilled
 
 
 def joined(call: Call, tensors: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -101,3 +102,86 @@ def _booked(call: Call, values: list[Any], constants: list[Any], run: Any) -> An
         return run(*(next(source) if dependent(v) else v for v in values))
 
     return call.booked(name, moving, refilled)
+
+
+# -- forward ---------------------------------------------------------------------------------------------------------
+
+_EXTREME = frozenset({"max", "min", "amax", "amin", "maximum", "minimum", "fmax", "fmin", "median", "mode", "cummax",
+                      "cummin", "kthvalue", "nan_to_num"})
+_ORDER = frozenset({"topk", "sort", "msort"})
+
+
+def split_move(call: Split, *args: Any, **kwargs: Any) -> Any:
+    """Data movement, forward: rel goes where its total goes, and numbers that are filled in are irrelevant.
+
+    An extreme is split by difference; of entries put in order, rel takes the places that the total takes.
+    """
+    name = getattr(call.func, "__name__", "")
+    if name in _EXTREME:
+        return difference(call, *args, **kwargs)
+    if name in _ORDER:
+        return _ordered(call, args[0], kwargs.get("dim", args[2] if name == "topk" and len(args) > 2 else -1))
+    return refilled(args, kwargs, call.rel, call.func)
+
+
+def _ordered(call: Split, x: Tensor, dim: int) -> Any:
+    values, order = call.output if isinstance(call.output, tuple) else (call.output, x.argsort(0))
+    dim = (dim if isinstance(call.output, tuple) else 0) % x.dim()
+    rel = call.rel(x)
+    found = rel.gather(dim + 1, order.expand(rel.shape[0], *order.shape))
+    return (found, None) if isinstance(call.output, tuple) else found
+
+
+def split_chosen(call: Split, condition: Any, *args: Any, **kwargs: Any) -> Any:
+    """`torch.where`, forward."""
+    values = [*args, *kwargs.values()]
+    if call.func is Tensor.where:
+        condition, values = values[0], [condition, *values[1:]]
+    if not values:
+        return None
+    parts = [value if isinstance(value, Tensor) else torch.zeros_like(call.output[:0].sum()) for value in values]
+    return refilled((condition, *parts), {}, call.rel, torch.where)
+
+
+def split_filled(call: Split, input: Tensor, mask: Any, value: Any) -> Any:
+    """`masked_fill`, forward: a number that is filled in is irrelevant."""
+    return refilled((input, mask, _given(call, value)), {}, call.rel, call.func)
+
+
+def split_placed(call: Split, input: Tensor, dim: Any, index: Any, value: Any = None, **names: Any) -> Any:
+    """`index_fill`, `scatter`, forward."""
+    value = next(iter(names.values())) if value is None else value
+    return refilled((input, dim, index, _given(call, value)), {}, call.rel, call.func)
+
+
+def split_padded(call: Split, input: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Any:
+    """`F.pad`, forward: the border is irrelevant."""
+    return refilled((input, pad, mode), {}, call.rel, call.func)
+
+
+_VALUE = {"__setitem__": 1, "masked_fill_": 1, "masked_scatter_": 1, "index_put_": 1, "index_fill_": 2, "copy_": 0,
+          "fill_": 0}
+"""Which argument, after the target, is what is written; of those not here, the last one."""
+
+
+def split_written(call: Split, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """`x[i] = v`, `masked_fill_`, `copy_` ..., forward: written into the relevant part of the target, which must be
+    there; numbers that are written are irrelevant.
+    """
+    place = _VALUE.get(getattr(call.func, "__name__", ""), len(args) - 1)
+    named = {name: _given(call, value) if name in ("value", "src", "source", "values") else value
+             for name, value in kwargs.items()}
+    args = tuple(_given(call, arg) if i == place else arg for i, arg in enumerate(args))
+    rel, parts = call.rel(target), [call.rel(arg) for arg in args]
+    for source in range(call.sources):
+        own = [arg if part is None else part[source] for arg, part in zip(args, parts, strict=True)]
+        call.func(rel[source], *own, **{name: value if call.rel(value) is None else call.rel(value)[source]
+                                        for name, value in named.items()})
+    return rel
+
+
+def _given(call: Split, value: Any) -> Any:
+    """What is written, as its relevant part starts from: a constant is zero."""
+    if call.rel(value) is not None or isinstance(value, Tensor) and not value.is_floating_point():
+        return value
+    return torch.zeros_like(value) if isinstance(value, Tensor) else value if value is None else 0

@@ -12,6 +12,8 @@ from torch.autograd import Function
 
 from .call import Binary, Call, dependent, scaled
 from .journal import NORM, PRODUCT
+from .matmul import split_bilinear
+from .split import Split, led
 
 
 def uniform(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,3 +102,32 @@ def rdiv(call: Call, input: Any, other: Any) -> Tensor:
     if call.rule is gradient:
         return call.booked(NORM, [input], lambda x: call.func(x, other))
     return call.func(input.detach(), other)
+
+
+# -- forward, by the rules of `matmul` -------------------------------------------------------------------------------
+
+def _dims(value: Any) -> int:
+    return value.dim() if isinstance(value, Tensor) else 0
+
+
+def split_mul(call: Split, input: Any, other: Any) -> Tensor | None:
+    """`torch.mul`, `*`, forward."""
+    dims = max(_dims(input), _dims(other))
+
+    def run(a: Any, b: Any) -> Tensor:
+        return torch.mul(led(a, dims) if _dims(a) > _dims(input) else a, led(b, dims) if _dims(b) > _dims(other) else b)
+
+    return split_bilinear(call, input, other, run)
+
+
+def split_div(call: Split, input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor | None:
+    """`torch.div`, `/`, forward: the divisor is a scale, and is that of the total."""
+    rel = call.rel(input)
+    if rel is None or rounding_mode is not None:
+        return None
+    return led(rel, max(_dims(input), _dims(other))) / other
+
+
+def split_rdiv(call: Split, input: Any, other: Any) -> None:
+    """`1 / x`, forward: a scale, not split."""
+    return None

@@ -19,6 +19,7 @@ from torch.autograd import Function
 from ..numerics import stabilize
 from .call import Call, Unary, dependent
 from .journal import BIAS, NORM
+from .split import Split, difference, each, refilled
 
 
 def held(g: Tensor, weight: Tensor | None, scale: Tensor, *, centre: bool, dims: Sequence[int]) -> Tensor:
@@ -52,6 +53,26 @@ def gradient(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
     x's relevance (gradient x input, Shrikumar et al. 2016; Ali et al. 2022, section 3.2). Not conservative.
     """
     raise NotImplementedError("the machine runs this rule as the plain gradient")
+
+
+def finite(passed: Tensor, along: Tensor, size: Tensor, relevance: Tensor) -> Tensor:
+    """What relevance changes by where x moves by a finite d, exactly: sum_j g_j (y(x + d) - y(x))_j.
+
+    With u the relevance per unit of x under `held`, R = sum_i x_i u_i, and s the scale of x: the scale of x + d is
+    rho s, rho = (1 + 2 c + e)^(-1/2), c = s^2 mean(x d), e = s^2 mean(d^2), and the change is
+
+    rho sum_i d_i u_i + (rho - 1) R:
+
+    the part that `held` passes, by the new scale, and what the new scale does to all that was there (x and d without
+    their means where the norm takes these out). To first order in d it is `gradient`, sum_i d_i u_i - c R. No rule of a
+    backward pass, since it depends on d: relevance patching applies it at the norms that read what a mediator writes,
+    and passes the gradient on; see `relprop.approximation`.
+
+    Args: passed: sum_i d_i u_i. along: c. size: e. relevance: R. They broadcast; unit of R.
+    """
+    floor = torch.finfo(along.dtype).tiny
+    rho = (1 + 2 * along + size).clamp_min(floor).rsqrt()
+    return rho * passed + (rho - 1) * relevance
 
 
 class Held(Function):
@@ -184,3 +205,82 @@ def var_mean(call: Call, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     if call.rule is gradient:
         return call.booked(NORM, [args[0]], lambda x: call.func(x, *args[1:], **kwargs)[0]), mean
     return spread.detach(), mean
+
+
+# -- forward ---------------------------------------------------------------------------------------------------------
+
+def of_total(rel: Tensor, weight: Tensor | None, scale: Tensor, *, centre: bool, dims: Sequence[int]) -> Tensor:
+    """rel -> (rel - mean rel) w scale with the scale of the total: each part is centred by its own mean (Hsu et al.
+    2024, section 3). Linear in rel; the bias is shared by `share`.
+
+    Args: rel: (S, ...). scale: 1 / std or 1 / rms of the total, broadcasts to it. dims: the normalised dimensions.
+    """
+    rel = (rel - rel.mean(tuple(dims), keepdim=True)).mul_(scale) if centre else rel * scale
+    return rel if weight is None else rel.mul_(weight)
+
+
+def by_difference(rel: Tensor, weight: Tensor | None, scale: Tensor, *, centre: bool, dims: Sequence[int]) -> Tensor:
+    """Marker: rel = f(x) - f(x - rel), with the scale that the irrelevant part has by itself."""
+    raise NotImplementedError("the machine runs this rule as a difference")
+
+
+def _shifted(call: Split, rel: Tensor, input: Tensor, image: Tensor, bias: Tensor | None) -> Tensor:
+    """The image of rel with its share of the bias, by the sizes that the parts had before the norm."""
+    return image if bias is None else image.add_(call.constant(rel, input - rel, bias))
+
+
+def split_layer_norm(call: Split, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None,
+                     bias: Tensor | None = None, eps: float = 1e-5, *rest: Any) -> Tensor:
+    """`F.layer_norm`, forward."""
+    rel = call.rel(input)
+    if call.rule is by_difference:
+        return difference(call, input, normalized_shape, weight, bias, eps)
+    dims = tuple(range(-len(normalized_shape), 0))
+    scale = torch.rsqrt(input.var(dims, unbiased=False, keepdim=True) + eps)
+    return _shifted(call, rel, input, call.rule(rel, weight, scale, centre=True, dims=dims), bias)
+
+
+def split_rms_norm(call: Split, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None,
+                   eps: float | None = None) -> Tensor:
+    """`F.rms_norm`, forward."""
+    if call.rule is by_difference:
+        return difference(call, input, normalized_shape, weight, eps)
+    dims = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    scale = torch.rsqrt(input.square().mean(dims, keepdim=True) + eps)
+    return call.rule(call.rel(input), weight, scale, centre=False, dims=dims)
+
+
+def split_group_norm(call: Split, input: Tensor, num_groups: int, weight: Tensor | None = None,
+                     bias: Tensor | None = None, eps: float = 1e-5, *rest: Any) -> Tensor:
+    """`F.group_norm`, forward."""
+    rel = call.rel(input)
+    if call.rule is by_difference:
+        return difference(call, input, num_groups, weight, bias, eps)
+    grouped = input.unflatten(1, (num_groups, -1))
+    scale = torch.rsqrt(grouped.flatten(2).var(-1, unbiased=False) + eps).reshape(*grouped.shape[:2],
+                                                                                *(1,) * (grouped.dim() - 2))
+    part = call.rule(rel.unflatten(2, (num_groups, -1)), None, scale, centre=True, dims=range(3, rel.dim() + 1))
+    part = part.reshape(rel.shape)
+    per_channel = (-1,) + (1,) * (input.dim() - 2)
+    part = part if weight is None else part * weight.reshape(per_channel)
+    return _shifted(call, rel, input, part, None if bias is None else bias.reshape(per_channel))
+
+
+def split_batch_norm(call: Split, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """`F.batch_norm` in eval mode, forward: y = x a + c per channel, c shared as a bias."""
+    at_zero = call.func(torch.zeros_like(input[:1]), *args, **kwargs)
+    rel = each(lambda part: call.func(part, *args, **kwargs) - at_zero, call.rel(input))
+    return rel + call.constant(rel, (call.output - at_zero) - rel, at_zero)
+
+
+def split_scale(call: Split, *args: Any, **kwargs: Any) -> Any:
+    """A root, variance or norm computed by hand, forward: of the total, as a norm's scale is, so not split."""
+    return difference(call, *args, **kwargs) if call.rule is by_difference else None
+
+
+def split_var_mean(call: Split, *args: Any, **kwargs: Any) -> tuple[Tensor | None, Tensor]:
+    """`torch.var_mean`, forward: the spread is of the total, the mean is linear."""
+    if call.rule is by_difference:
+        return tuple(difference(call, *args, **kwargs))
+    return None, refilled(args, kwargs, call.rel, lambda *a, **k: call.func(*a, **k)[1])

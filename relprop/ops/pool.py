@@ -10,6 +10,7 @@ from torch import Tensor
 from ..numerics import stabilize
 from .call import Call, Unary
 from .journal import STABILIZER
+from .split import Split, difference, moved
 
 
 def zero(y: Tensor, g: Tensor) -> Tensor:
@@ -34,3 +35,13 @@ def pool(call: Call, *args: Any, **kwargs: Any) -> Any:
     if call.rule in (None, zero) or not isinstance(y, Tensor) or not y.requires_grad:
         return y
     return Unary.apply(y, Tensor.clone, lambda _, y, g: call.rule(y, g), call.journal, STABILIZER)
+
+
+_CHOOSING = ("max_pool", "logcumsumexp", "grid_sampl")
+
+
+def split_pool(call: Split, *args: Any, **kwargs: Any) -> Any:
+    """Means, sums and resizing, forward: linear. The choice of one entry: by difference."""
+    if any(part in getattr(call.func, "__name__", "") for part in _CHOOSING):
+        return difference(call, *args, **kwargs)
+    return moved(call, *args, **kwargs)

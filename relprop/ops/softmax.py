@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..numerics import stabilize
-from .call import Call, Unary
+from .call import MASKED, Call, Unary
 from .journal import SOFTMAX
+from .split import Rule, Split, each
 
 
 def taylor(x: Tensor, y: Tensor, g: Tensor, *, dim: int = -1) -> Tensor:
@@ -54,3 +55,38 @@ def apply(call: Call, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def softmax(call: Call, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Binds the argument that torch calls `input` or `self`."""
     return apply(call, input, *args, **kwargs)
+
+
+# -- forward ---------------------------------------------------------------------------------------------------------
+
+def pattern_held(rel: Tensor, x: Tensor, y: Tensor, run: Rule) -> None:
+    """The pattern is that of the total, a constant: only values are split (Hsu et al. 2024, their code for BERT)."""
+    return None
+
+
+def pattern_difference(rel: Tensor, x: Tensor, y: Tensor, run: Rule) -> Tensor:
+    """rel -> softmax(x) - softmax(x - rel)."""
+    return y - run(x - rel)
+
+
+def pattern_decomposed(rel: Tensor, x: Tensor, y: Tensor, run: Rule) -> Tensor:
+    """rel -> softmax(rel + c), c the constants that were added to the scores, such as masks: the pattern that the
+    relevant queries and keys make by themselves (Hsu et al. 2024, their code for GPT-2).
+
+    It sums to one even where rel is zero, as before the source: values have no relevant part there, so nothing comes
+    of it.
+
+    Args: rel: of the scores, (S, ..., T, S'), with c in it. x, y: scores and pattern of the total.
+    """
+    return run(rel.masked_fill(x < MASKED, -torch.inf)).nan_to_num(0.0)  # a query that may look at nothing
+
+
+def split_softmax(call: Split, input: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+    """`F.softmax`, `F.log_softmax`, forward."""
+    def run(x: Tensor) -> Tensor:
+        return each(lambda scores: call.func(scores, *args, **kwargs), x)
+
+    rel = call.rel(input)
+    if call.rule is pattern_decomposed and call.added(input) is not None:
+        rel = rel + call.added(input)
+    return call.rule(rel, input, call.output, run)

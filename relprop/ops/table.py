@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from . import activation, add, attention, conv, embedding, linear, matmul, move, mul, norm, pool, softmax
 from .call import plain
+from .split import difference
 
 Run = Callable[..., Any]
 
@@ -24,12 +25,14 @@ KINDS = ("linear", "conv", "norm", "softmax", "activation", "matmul", "attention
 class Op:
     """A row of the table: the kind of op, and the function that runs a `Call` of it under its rule.
 
-    `inplace` is the out-of-place sibling of a function that writes into its first argument.
+    `inplace` is the out-of-place sibling of a function that writes into its first argument. `split` runs a `Split` of
+    it, forward; where it is `run` itself, the function only makes other calls, which are split in its place.
     """
 
     kind: str
     run: Run
     inplace: Callable[..., Any] | None = None
+    split: Run = difference
 
 
 _NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg, torch._C._nn)
@@ -75,18 +78,22 @@ def _functions(name: str) -> Iterable[Any]:
             yield function.__get__
 
 
-def register(function: Callable[..., Any], kind: str, run: Run | None = None) -> None:
+def register(function: Callable[..., Any], kind: str, run: Run | None = None, split: Run | None = None) -> None:
     """Add a torch function to the table, or replace its row.
 
     Args: function: as the model calls it. kind: one of `KINDS`. run: what runs it, `run(call, *args, **kwargs)`; by
-        default the call as it is, its plain gradient being its rule, as is right for data movement.
+        default the call as it is, its plain gradient being its rule, as is right for data movement. split: what splits
+        it, forward, as of `ops.split`; by default what its total does, its relevant part does, or, where `run` is
+        given, f(x) - f(x - rel).
     Raises: ValueError for an unknown kind, TypeError if `function` cannot be called.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind of op {kind!r}; the kinds are {', '.join(KINDS)}")
     if not callable(function):
         raise TypeError(f"expected a torch function, got {type(function).__name__}")
-    _TABLE[function] = Op(kind, plain if run is None else run)
+    if split is None:
+        split = move.split_move if run is None else difference
+    _TABLE[function] = Op(kind, plain if run is None else run, split=split)
 
 
 def lookup(function: Callable[..., Any]) -> Op | None:
@@ -94,67 +101,66 @@ def lookup(function: Callable[..., Any]) -> Op | None:
     return _TABLE.get(function)
 
 
-def _fill(names: str, kind: str, run: Run) -> None:
+def _fill(names: str, kind: str, run: Run, split: Run) -> None:
     for name in names.split():
         for function in _functions(name):
-            _TABLE.setdefault(function, Op(kind, run))
+            _TABLE.setdefault(function, Op(kind, run, split=split))
 
 
-def _fill_inplace(names: str, kind: str, run: Run) -> None:
+def _fill_inplace(names: str, kind: str, run: Run, split: Run) -> None:
     """Rows of `name_` and `__iname__`, which write into their first argument."""
     for name in names.split():
         sibling = next(iter(_functions(name)), None)
         for written in (f"{name}_", f"__i{name}__", f"__i{_OPERATORS.get(name, name)}__"):
             for function in _functions(written):
-                _TABLE.setdefault(function, Op(kind, run, sibling))
+                _TABLE.setdefault(function, Op(kind, run, sibling, split))
 
 
 _OPERATORS = {"div": "truediv", "divide": "truediv", "matmul": "matmul"}
 
-_fill("linear", "linear", linear.linear)
-_fill("addmm", "linear", linear.addmm)
-_fill("conv1d conv2d conv3d", "conv", conv.conv)
-_fill("conv_transpose1d conv_transpose2d conv_transpose3d", "conv", conv.conv_transpose)
-_fill("layer_norm", "norm", norm.layer_norm)
-_fill("rms_norm", "norm", norm.rms_norm)
-_fill("group_norm", "norm", norm.group_norm)
-_fill("batch_norm", "norm", norm.batch_norm)
-register(torch.instance_norm, "norm", norm.instance_norm)  # not F's, which calls it in the open
-_fill("var_mean std_mean", "norm", norm.var_mean)
-_fill(_SCALE, "norm", norm.scale)
-_fill_inplace("sqrt rsqrt reciprocal", "norm", norm.scale)
-_fill("softmax log_softmax _softmax softmin", "softmax", softmax.softmax)
-_fill("matmul bmm mm mv dot inner vdot __matmul__ __rmatmul__", "matmul", matmul.matmul)
-_fill("baddbmm", "matmul", matmul.baddbmm)
-_fill("einsum", "matmul", matmul.einsum)
-_fill("scaled_dot_product_attention", "attention", attention.scaled_dot_product_attention)
-_fill("multi_head_attention_forward", "attention", attention.multi_head_attention_forward)
-_fill("add __add__ __radd__", "add", add.add)
-_fill("sub subtract __sub__", "add", add.sub)
-_fill("rsub __rsub__", "add", add.rsub)
-_fill_inplace("add", "add", add.add)
-_fill_inplace("sub", "add", add.sub)
-_fill("addcmul", "add", add.addcmul)
-_fill("addcdiv", "add", add.addcdiv)
-_fill("lerp", "add", add.lerp)
-_fill_inplace("addcmul", "add", add.addcmul)
-_fill_inplace("addcdiv", "add", add.addcdiv)
-_fill_inplace("lerp", "add", add.lerp)
-_fill("mul multiply __mul__ __rmul__", "mul", mul.mul)
-_fill("outer ger", "mul", mul.outer)
-_fill("div divide true_divide __truediv__ __div__", "mul", mul.div)
-_fill("__rtruediv__ __rdiv__", "mul", mul.rdiv)
-_fill_inplace("mul", "mul", mul.mul)
-_fill_inplace("div", "mul", mul.div)
-_fill("embedding embedding_bag", "embedding", embedding.embedding)
-_fill("cat concat concatenate stack hstack vstack dstack column_stack", "move", move.joined)
-_fill("where", "move", move.chosen)
-_fill("masked_fill", "move", move.filled)
-_fill("pad index_fill scatter", "move", move.padded)
-_fill(_WRITTEN, "move", move.written)
-_fill("prelu", "activation", activation.prelu)
-_fill("glu", "activation", activation.glu)
-_fill(_ACTIVATION, "activation", activation.elementwise)
-_fill_inplace(_ACTIVATION, "activation", activation.elementwise)
-_fill(_POOL, "pool", pool.pool)
-_fill(_MOVE, "move", plain)
+_fill("linear", "linear", linear.linear, linear.split_linear)
+_fill("addmm", "linear", linear.addmm, linear.split_addmm)
+_fill("conv1d conv2d conv3d", "conv", conv.conv, conv.split_conv)
+_fill("conv_transpose1d conv_transpose2d conv_transpose3d", "conv", conv.conv_transpose, conv.split_conv)
+_fill("layer_norm", "norm", norm.layer_norm, norm.split_layer_norm)
+_fill("rms_norm", "norm", norm.rms_norm, norm.split_rms_norm)
+_fill("group_norm", "norm", norm.group_norm, norm.split_group_norm)
+_fill("batch_norm", "norm", norm.batch_norm, norm.split_batch_norm)
+register(torch.instance_norm, "norm", norm.instance_norm, norm.instance_norm)  # not F's, which calls it in the open
+_fill("var_mean std_mean", "norm", norm.var_mean, norm.split_var_mean)
+_fill(_SCALE, "norm", norm.scale, norm.split_scale)
+_fill_inplace("sqrt rsqrt reciprocal", "norm", norm.scale, norm.split_scale)
+_fill("softmax log_softmax _softmax softmin", "softmax", softmax.softmax, softmax.split_softmax)
+_fill("matmul bmm mm mv dot inner vdot __matmul__ __rmatmul__", "matmul", matmul.matmul, matmul.split_matmul)
+_fill("baddbmm", "matmul", matmul.baddbmm, matmul.split_baddbmm)
+_fill("einsum", "matmul", matmul.einsum, matmul.split_einsum)
+_fill("scaled_dot_product_attention", "attention", attention.scaled_dot_product_attention, attention.split_attention)
+_fill("multi_head_attention_forward", "attention", attention.multi_head_attention_forward,
+      attention.multi_head_attention_forward)
+_fill("add __add__ __radd__", "add", add.add, add.split_sum)
+_fill("sub subtract __sub__", "add", add.sub, add.split_sub)
+_fill("rsub __rsub__", "add", add.rsub, add.split_rsub)
+_fill_inplace("add", "add", add.add, add.split_sum)
+_fill_inplace("sub", "add", add.sub, add.split_sub)
+for _names, _run in (("addcmul", add.addcmul), ("addcdiv", add.addcdiv), ("lerp", add.lerp)):
+    _fill(_names, "add", _run, _run)
+    _fill_inplace(_names, "add", _run, _run)
+_fill("mul multiply __mul__ __rmul__", "mul", mul.mul, mul.split_mul)
+_fill("outer ger", "mul", mul.outer, mul.outer)
+_fill("div divide true_divide __truediv__ __div__", "mul", mul.div, mul.split_div)
+_fill("__rtruediv__ __rdiv__", "mul", mul.rdiv, mul.split_rdiv)
+_fill_inplace("mul", "mul", mul.mul, mul.split_mul)
+_fill_inplace("div", "mul", mul.div, mul.split_div)
+_fill("embedding embedding_bag", "embedding", embedding.embedding, move.split_move)
+_fill("cat concat concatenate stack hstack vstack dstack column_stack", "move", move.joined, move.split_move)
+_fill("where", "move", move.chosen, move.split_chosen)
+_fill("masked_fill", "move", move.filled, move.split_filled)
+_fill("pad", "move", move.padded, move.split_padded)
+_fill("index_fill scatter", "move", move.padded, move.split_placed)
+_fill(_WRITTEN, "move", move.written, move.split_written)
+_fill("prelu", "activation", activation.prelu, activation.split_prelu)
+_fill("glu", "activation", activation.glu, activation.glu)
+_fill(_ACTIVATION, "activation", activation.elementwise, activation.split_elementwise)
+_fill_inplace(_ACTIVATION, "activation", activation.elementwise, activation.split_elementwise)
+_fill(_POOL, "pool", pool.pool, pool.split_pool)
+_fill(_MOVE, "move", plain, move.split_move)

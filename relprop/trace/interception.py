@@ -25,6 +25,7 @@ from ..ops.call import dependent, plain, scaled
 from ..ops.journal import ACTIVATION, CONSTANT, POSITIONS, Rows, preserve
 from .activation import activation_offset
 from .opening import first, opened
+from .slot import hooked_activation
 
 _DEFAULTS: dict[str, Any] = {
     "linear": linear.zero, "conv": linear.zero, "norm": norm.gradient, "softmax": softmax.taylor,
@@ -116,7 +117,7 @@ class Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         if not torch.is_grad_enabled():  # the model's own no_grad blocks, and the backward pass
             return func(*args, **kwargs)
-        if self.journal is not None and _writes(func) and args and isinstance(args[0], Tensor):
+        if self.journal is not None and mutates(func) and args and isinstance(args[0], Tensor):
             preserve(args[0])
         if func is F.embedding or func is torch.embedding:
             return self._embedding(func, *args, **kwargs)
@@ -135,7 +136,7 @@ class Interception(TorchFunctionMode):
         call = self._call(op.kind, func, args)
         if self._taps:
             self._tap_input(op.kind, args)
-        if self._loses_precision(args, kwargs) and not _writes(func):
+        if self._loses_precision(args, kwargs) and not mutates(func):
             output = self._rounded(call, op.run, args, kwargs)
         else:
             output = op.run(call, *args, **kwargs)
@@ -149,7 +150,7 @@ class Interception(TorchFunctionMode):
 
     def _move(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
         """Data movement: the plain call, unless it brings constants in or changes the precision."""
-        name, writes = getattr(func, "__name__", ""), _writes(func)
+        name, writes = getattr(func, "__name__", ""), mutates(func)
         moved_in = self.journal is not None and not writes and any(
             isinstance(a, Tensor) and not a.requires_grad and a.is_floating_point() for a in (*args, *kwargs.values()))
         rounds = self._loses_precision(args, kwargs) and not writes
@@ -216,10 +217,10 @@ class Interception(TorchFunctionMode):
         if not any(dependent(t) for t in outputs):
             return output
         if self.unruled == "gradient":
-            name = f"unruled {_name(func)}"
+            name = f"unruled {named(func)}"
             return self._rounded(self._call("move", func, args), plain, args, kwargs, name)
         raise UnruledOp(
-            f"no rule for {_name(func)} in module {self._stack[-1][0] or '(the model itself)'!r} "
+            f"no rule for {named(func)} in module {self._stack[-1][0] or '(the model itself)'!r} "
             f"({type(self._stack[-1][1]).__name__}); register one with relprop.ops.register(function, kind), or pass "
             "unruled='gradient' to let its plain gradient through, booked under its name")
 
@@ -355,6 +356,10 @@ class Interception(TorchFunctionMode):
         if self._taps:
             self._tap(path, None, "output", first(output))
 
+    def follows(self, x: Any) -> bool:
+        """Whether an activation module is to be one op for this input."""
+        return dependent(x) and torch.is_grad_enabled()
+
     def activate(self, path: str, module: nn.Module, x: Tensor, y: Tensor, offset: float) -> Tensor:
         """The output y = f(x) of an activation module, under the composite's rule for activations."""
         rule = self._rule("activation", path, type(module))
@@ -411,7 +416,7 @@ def _rotates(cos: Tensor | None, sin: Tensor | None) -> bool:
 _WRITERS = {"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "div", "truediv", "pow", "matmul"))}
 
 
-def _writes(func: Any) -> bool:
+def mutates(func: Any) -> bool:
     """Whether a function writes into its first argument: `fill_`, `__iadd__`, `__setitem__`."""
     name = getattr(func, "__name__", "")
     return name in _WRITERS if name.endswith("__") else name.endswith("_")
@@ -446,7 +451,8 @@ def _reached(args: Any, kwargs: Any) -> bool:
     return False
 
 
-def _name(func: Any) -> str:
+def named(func: Any) -> str:
+    """What a torch function is called in an error."""
     name = getattr(func, "__name__", str(func))
     owner = getattr(func, "__objclass__", None)
     return f"Tensor.{name}" if owner is not None else f"{(getattr(func, '__module__', None) or 'torch')}.{name}"
@@ -482,7 +488,7 @@ def _known(module: nn.Module) -> bool:
 def _hooked(mode: Interception, path: str, module: nn.Module) -> list[Any]:
     offset = activation_offset(module)
     if offset is not None:
-        return _hooked_activation(mode, path, module, offset)
+        return hooked_activation(mode, path, module, offset)
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         mode.enter_module(path, module)
@@ -494,20 +500,3 @@ def _hooked(mode: Interception, path: str, module: nn.Module) -> list[Any]:
 
     return [module.register_forward_pre_hook(before, with_kwargs=True),
             module.register_forward_hook(after, always_call=True)]
-
-
-def _hooked_activation(mode: Interception, path: str, module: nn.Module, offset: float) -> list[Any]:
-    """Modules win over functions: an activation module is one op, however many calls it makes."""
-    waiting: list[Tensor | None] = []
-
-    def before(module: nn.Module, args: Any) -> Any:
-        x = args[0] if args else None
-        seen = dependent(x) and torch.is_grad_enabled()
-        waiting.append(x if seen else None)
-        return (x.detach(), *args[1:]) if seen else None
-
-    def after(module: nn.Module, args: Any, output: Any) -> Any:
-        x = waiting.pop()
-        return None if x is None or not isinstance(output, Tensor) else mode.activate(path, module, x, output, offset)
-
-    return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
