@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 FORMAT, VERSION = "relprop", 1
 _DTYPES = "dtypes"
+_BEGINNING = 200  # characters of a file, in which its kind is: `sealed` puts it there
 _TENSOR = "tensor"  # in the header of safetensors: stands for the tensor of this name
 
 
@@ -44,6 +46,16 @@ def holds(tree: object, kind: str) -> bool:
             f"version {VERSION}; read it with the relprop that wrote it"
         )
     return tree.get("kind") == kind
+
+
+def kind(path: str | PathLike) -> str | None:
+    """What kind of tree a .json file of ours holds, by its beginning; None where that does not say."""
+    path = Path(path)
+    if path.suffix.lower() != ".json":
+        return None
+    with open(path, encoding="utf-8", errors="replace") as file:
+        found = re.search(r'"kind":\s*"([^"]*)"', file.read(_BEGINNING))
+    return found and found[1]
 
 
 def plain(tree: Mapping, path: str = "") -> dict:
