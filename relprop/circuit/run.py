@@ -1,0 +1,287 @@
+"""The model run with only a circuit left as it is: every other node or edge is ablated.
+
+An edge from u to v is cut where v reads the ablated value of u in the place of the one that u has in this run:
+input(v) = sum over kept edges of a_u + sum over cut ones of a'_u, where a_u is what u gives in the run with the cuts
+(Conmy et al. 2023; Miller et al. 2024). Queries, keys and values of single heads have inputs of their own, for which
+the model's own norm and projections are run on a stream of their own; equal streams are run once. With all edges kept
+it is the clean run, with all cut the corrupted one's output (of resample ablation).
+
+Many circuits are run together, side by side in the batch, and each from the first layer in which any is cut.
+
+References: Conmy et al. 2023 (Towards automated circuit discovery for mechanistic interpretability); Miller et al. 2024
+(Transformer circuit faithfulness metrics are not robust).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..address import INPUTS, Address
+from ..intervene import Resample
+from ..mediation.stage import stage
+from ..mediation.sweep import sweep
+from ..mediation.task import PIECE, mediators_of, ready
+from ..trace.operands import Enough, Read
+from .ablated import Values, ablated
+from .streams import Chain, Streams, Sum, start_of
+from .task import Prepared
+from .wiring import Maps, maps, passed, wiring
+
+Edge = tuple[str, str]
+Item = str | Edge
+Report = Callable[[int], None]
+_TAKEN = Resample(None)
+
+
+def outcomes(task: Prepared, circuits: Sequence[Collection[Item]], *, among: Collection[Item] | None = None,
+             ablation: str = "resample", batch_size: int | None = None, report: Report | None = None) -> Tensor:
+    """The metric of each circuit run alone on the clean inputs, (N, B), float64: what is left out is ablated.
+
+    Args:
+        circuits: what each keeps: nodes, "L5.attn.H3", "L2.mlp@-1", "L4.mlp.N7", or edges, ("L2.mlp", "L5.attn.H3.q").
+        among: the nodes or edges that a circuit is a part of; what is in neither stays as it is. None: all edges of
+            the model, of which an edge may be cut at some positions alone, (u, "L5.attn.H3.q@-1").
+        ablation: "resample", "mean", "mean by position" or "zero"; see `relprop.circuit.ablated`.
+        batch_size: rows run at once; None: as many as there is room for. report: called with how many are done.
+    Raises: ValueError for an item that is none of `among`, nodes without `among`, or edges of a model of two streams.
+    """
+    circuits = [list(circuit) for circuit in circuits]
+    given = [item for circuit in circuits for item in circuit] if among is None else list(among)
+    of_nodes = any(isinstance(item, str) for item in given)
+    if of_nodes and among is None:
+        raise ValueError("circuits of nodes are part of some: give among=, all nodes of the level")
+    with ready(task.model):
+        if of_nodes:
+            return _nodes(task, circuits, list(among), ablation, batch_size, report)
+        pieces = Pieces(task, ablation, batch_size=batch_size)
+        cut = pieces.cuts(circuits, among)
+        return pieces.run(cut, report)
+
+
+# -- nodes ------------------------------------------------------------------------------------------------------------
+
+
+def _nodes(task: Prepared, circuits: list[list[str]], among: list[str], ablation: str, batch_size: int | None,
+           report: Report | None) -> Tensor:
+    spots = mediators_of(task.subject, task.clean, {name: name for name in among})
+    _check(circuits, among)
+    left_out = [[spot for name in among if name not in kept for spot in spots[name]] for kept in map(set, circuits)]
+    taps = dict.fromkeys(spot.tap for found in spots.values() for spot in found)
+    gone = ablated(task, taps, ablation)
+    found = []
+    for rows in torch.arange(task.rows).split(PIECE):
+        mine = task.take(rows)
+        staged = stage(task.model, mine.questions[0], taps)
+        some = [index for index, spots in enumerate(left_out) if spots]
+        answers = staged.plain.cpu().expand(len(circuits), *staged.plain.shape).clone()
+        if some:
+            answers[some] = sweep(staged, [left_out[index] for index in some], _TAKEN,
+                                  {tap: value[rows] for tap, value in gone.items()}, batch_size=batch_size,
+                                  places=mine.places, report=report)
+        found.append(mine.outcome.value([answers.double()]))
+    return torch.cat(found, -1)
+
+
+def _check(circuits: Sequence[Collection[Item]], among: Collection[Item]) -> None:
+    known = set(among)
+    unknown = next((item for circuit in circuits for item in circuit if item not in known), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown!r} is in a circuit, and none of the {len(known)} items that circuits are made of")
+
+
+# -- edges ------------------------------------------------------------------------------------------------------------
+
+
+class Pieces:
+    """A task made ready for circuits of edges, some rows at a time.
+
+    With `denoise` it is the corrupted input that is run, and what is put at cut edges is clean.
+    """
+
+    def __init__(self, task: Prepared, ablation: str = "resample", *, denoise: bool = False,
+                 batch_size: int | None = None) -> None:
+        self.task, self.ablation, self.side, self.batch_size = task, ablation, int(denoise), batch_size
+        self.wired = wiring(task.model, task.clean)
+        self._maps: Maps | None = None
+        self._tried = False
+        self._gone: Values | None = None
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """Rows that are run together."""
+        return torch.arange(self.task.rows).split(PIECE)
+
+    def ready(self, rows: Tensor) -> Piece:
+        """These rows made ready. Cost: about six forward passes of them."""
+        mine, wired = self.task.take(rows), self.wired
+        staged = stage(wired.model, mine.questions[self.side], wired.taps)
+        if not self._tried:
+            self._maps, self._tried = maps(wired, staged), True
+        streams = Chain(wired, staged, self._values(rows)) if self._maps is None else \
+            Sum(wired, staged, self._values(rows), self._maps, zero=self.ablation == "zero")
+        return Piece(mine, streams, self.batch_size)
+
+    def _values(self, rows: Tensor) -> Values:
+        if self.ablation != "resample":  # means are of all rows
+            self._gone = self._gone or ablated(self.task, self.wired.taps, self.ablation)
+            return {tap: value[rows] for tap, value in self._gone.items()}
+        mine = self.task.take(rows)
+        if self.side:
+            mine = replace(mine, clean=mine.corrupted, corrupted=mine.clean, questions=mine.questions[::-1])
+        return ablated(mine, self.wired.taps, "resample")
+
+    def run(self, cut: Tensor, report: Report | None = None) -> Tensor:
+        """The metric of circuits whose edges are `cut`, bool (C, D, S) or (C, D, S, B, P): (C, B), float64."""
+        found = []
+        for rows in self.rows:
+            mine = cut if cut.dim() == 3 else cut[..., rows, :]
+            found.append(self.ready(rows).run(mine, report))
+        return torch.cat(found, -1)
+
+    def cuts(self, circuits: Sequence[Collection[Edge]], among: Collection[Edge] | None = None) -> Tensor:
+        """Which edges are cut where each of these circuits is kept; see `outcomes`."""
+        graph = self.wired.graph
+        sources, destinations = ({name: i for i, name in enumerate(names)} for names in graph.names)
+        among = list(graph.pairs()) if among is None else list(dict.fromkeys(among))
+        _check(circuits, among)
+        ends = [tuple(Address.parse(end) for end in edge) for edge in among]
+        for edge, (u, v) in zip(among, ends):
+            place = sources.get(str(u.whole)), destinations.get(str(v.whole))
+            if None in place or not graph.edges[place]:
+                raise ValueError(f"{edge[0]} -> {edge[1]} is no edge of this model; an edge goes from embed, "
+                                 "L0.attn.H1 or L0.mlp to what reads it later, such as L1.attn.H0.q, L1.mlp or logits")
+        left = torch.tensor([[edge not in kept for edge in among] for kept in map(set, circuits)])  # (C, E)
+        at = [_at(u, v, edge) for edge, (u, v) in zip(among, ends)]
+        d, s = (torch.tensor([table[str(end.whole)] for end in side]) for table, side in
+                ((destinations, [v for _, v in ends]), (sources, [u for u, _ in ends])))
+        shape = len(circuits), len(destinations), len(sources)
+        if not any(one is not None for one in at):
+            cut = torch.zeros(shape, dtype=torch.bool)
+            cut[:, d, s] = left.view(len(circuits), -1)
+            return cut
+        return self._positioned(left, d, s, at, shape)
+
+    def _positioned(self, left: Tensor, d: Tensor, s: Tensor, at: list[int | str | None], shape: tuple) -> Tensor:
+        """Cuts at some positions alone, (C, D, S, B, P)."""
+        prompt = self.task.questions[self.side].prompt
+        if prompt is None:
+            one = self.ready(self.rows[0]).streams.stage
+            prompt = torch.ones(self.task.rows, one.there(self.wired.blocks[0].before).shape[1], dtype=torch.bool)
+        where = {one: prompt if one is None else self.task.places.at(one, prompt) for one in dict.fromkeys(at)}
+        cut = torch.zeros(*shape, *prompt.shape, dtype=torch.bool)
+        for edge, position in enumerate(at):
+            cut[:, d[edge], s[edge]] |= left[:, edge, None, None] & where[position]
+        return cut
+
+
+def _at(u: Address, v: Address, edge: Edge) -> int | str | None:
+    if None not in (u.position, v.position) and u.position != v.position:
+        raise ValueError(f"{edge[0]} -> {edge[1]}: a stream is read at the position where it is written; give one")
+    return u.position if v.position is None else v.position
+
+
+class Piece:
+    """Rows of a task made ready, with the streams of their run."""
+
+    def __init__(self, task: Prepared, streams: Streams, batch_size: int | None) -> None:
+        self.task, self.streams, self.wired, self.stage = task, streams, streams.wired, streams.stage
+        room = self.stage.room if batch_size is None else batch_size
+        self.size = max(1, room // task.rows)
+        names = {name: i for i, name in enumerate(self.wired.graph.names[1])}
+        place = lambda inner, layer, head: names[str(Address("attn", layer, "H", head, inner=inner))]
+        self._heads = [torch.tensor([[place(inner, layer, head) for head in range(block.count)] for inner in INPUTS])
+                       for layer, block in enumerate(self.wired.blocks)]  # (3, H) each
+        self._mlps = [names.get(str(Address("mlp", layer))) for layer in range(len(self.wired.blocks))]
+
+    def run(self, cut: Tensor, report: Report | None = None) -> Tensor:
+        """The metric of circuits whose edges are cut, bool (C, D, S) or (C, D, S, R, P): (C, R), float64."""
+        found: dict[int, Tensor] = {}
+        for start, chosen in self._chunks(cut):
+            answers = self._walk(cut[chosen], start)
+            found.update(zip(chosen, self.task.outcome.value([answers.double().cpu()])))
+            if report is not None:
+                report(len(chosen))
+        return torch.stack([found[index] for index in range(len(cut))])
+
+    def _chunks(self, cut: Tensor) -> Iterator[tuple[int, list[int]]]:
+        """Circuits that are run together, with the first layer in which any of them is cut."""
+        L = len(self.wired.blocks)
+        of = torch.tensor([L if one.layer is None else one.layer for one in self.wired.graph.destinations])
+        any_cut = cut.flatten(2).any(-1)  # (C, D)
+        first = torch.where(any_cut, of, L).amin(1).tolist()
+        order = sorted(range(len(cut)), key=lambda index: first[index])
+        for begin in range(0, len(order), self.size):
+            chosen = order[begin:begin + self.size]
+            yield first[chosen[0]], chosen
+
+    def _walk(self, cut: Tensor, start: int) -> Tensor:
+        """The answers of some circuits, (C, R, ...), which are the unchanged run up to a layer."""
+        streams, blocks, circuits = self.streams, self.wired.blocks, torch.arange(len(cut))
+        logits, L = cut.shape[1] - 1, len(blocks)
+        any_cut = cut.flatten(2).any(-1).any(0)  # (D,)
+        streams.begin(start)
+        layer = start
+        while layer < L and self._later(any_cut, layer):
+            z = self._run_heads(layer, cut[:, self._heads[layer]])
+            heads, mlp = blocks[layer].heads, blocks[layer].mlp
+            streams.add_heads(layer, z, needed=bool(cut[:, :, streams.sources(heads)].any()))
+            if mlp is not None:
+                streams.run_mlp(layer, circuits, cut[:, self._mlps[layer]],
+                                needed=bool(cut[:, :, streams.sources(mlp)].any()))
+            layer += 1
+        none = torch.zeros_like(cut[:, logits])
+        groups = streams.to_logits(circuits, cut[:, logits]) if layer == L else \
+            streams.to_heads(layer, circuits, none)  # nothing more is cut: the model goes on by itself
+        return self.stage.answers(len(cut), groups)
+
+    def _later(self, any_cut: Tensor, layer: int) -> bool:
+        """Whether anything is cut in this layer or later."""
+        return bool(any_cut[self._heads[layer][0, 0]:].any())
+
+    def _run_heads(self, layer: int, cut: Tensor) -> Tensor:
+        """What the heads of a layer give, (C, R, P, H K), by cuts (C, 3, H, S, ...) of what each reads."""
+        block, C = self.wired.blocks[layer], len(cut)
+        shared = self.streams.alike
+        owner = torch.arange(C).view(C, 1, 1).expand(C, 3, block.count).flatten()
+        rows = cut.flatten(0, 2)
+        key = rows.flatten(1).long() if shared else torch.cat([owner[:, None], rows.flatten(1).long()], 1)
+        _, which = key.unique(dim=0, return_inverse=True)
+        first = torch.full((int(which.max()) + 1,), len(which)).scatter_reduce(0, which, torch.arange(len(which)),
+                                                                              "amin")
+        which = which.view(C, 3, block.count)
+        alone = which[:, :1, :1]
+        if bool((which == alone).all()):  # all heads of a circuit read one stream
+            one = first[alone.flatten()]
+            groups = self.streams.to_heads(layer, owner[one], rows[one])
+            return passed(self.stage, C, groups, start=start_of(self.streams, layer), keep=[block.heads])[block.heads]
+        operands = self._operands(layer, which, owner[first], rows[first])
+        read = Read(block.count, lambda name, _: operands[name].flatten(0, 1))
+        return passed(self.stage, C, {}, start=block.before, keep=[block.heads], reads={block.pattern: read},
+                      scores=self.wired.scores)[block.heads]
+
+    def _operands(self, layer: int, which: Tensor, owner: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """The queries, keys and values of each head, (C, R, H, ...), each made of the stream that it reads."""
+        block, found = self.wired.blocks[layer], {}
+        for ids in torch.arange(len(rows)).split(self.size):
+            groups = self.streams.to_heads(layer, owner[ids], rows[ids])
+
+            def keep(name: str, x: Tensor, ids: Tensor = ids) -> Tensor:
+                x = x.unflatten(0, (len(ids), -1))  # (N, R, H, ...)
+                mine = which[:, INPUTS.index(name)]
+                c, h = ((mine >= ids[0]) & (mine <= ids[-1])).nonzero().unbind(1)
+                if name not in found:
+                    found[name] = x.new_empty(len(mine), *x.shape[1:])
+                found[name][c, :, h] = x[mine[c, h] - ids[0], :, h]
+                if name == "v":  # the last of the three
+                    raise Enough
+                return x.flatten(0, 1)
+
+            passed(self.stage, len(ids), groups, start=start_of(self.streams, layer),
+                   reads={block.pattern: Read(block.count, keep)}, scores=self.wired.scores)
+        return found
+
+
+__all__ = ["Edge", "Item", "Piece", "Pieces", "Report", "outcomes"]
