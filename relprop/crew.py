@@ -5,6 +5,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -41,3 +44,18 @@ class Crew:
         """Until every process is here."""
         if self.state is not None:
             self.state.wait_for_everyone()
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum over the processes of their tensors of one shape and dtype, for each of them."""
+        if self.state is None:
+            return x
+        from accelerate.utils import reduce
+
+        return reduce(x.to(self.state.device), "sum").to(x.device)
+
+    def agree(self, digest: str) -> bool:
+        """Whether the processes have the same digest, of at most 16 hexadecimal figures."""
+        each = torch.zeros(self.size, 2, dtype=torch.int64)
+        each[self.rank] = torch.tensor([int(digest[:8], 16), int(digest[8:] or "0", 16)])
+        each = self.summed(each)
+        return bool((each == each[0]).all())

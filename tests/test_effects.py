@@ -423,7 +423,8 @@ def test_bad_pairs():
     with pytest.raises(ValueError, match="row 0: base and counterfactual are equal"):
         effects(model("gpt2"), base, base, Ratio(5, 6))
     short = {name: value[:, :5] for name, value in other.items()}
-    with pytest.raises(ValueError, match="the base has 7 tokens, .* and the counterfactual 5"):
+    with pytest.raises(ValueError, match=r"row 0: the base has 7 tokens, 33 \| .*; the counterfactual has 5 tokens, 33 "
+                                         r"\| .* or give align="):
         effects(model("gpt2"), base, short, Ratio(5, 6))
     with pytest.raises(ValueError, match="3 bases and 2 counterfactuals"):
         effects(model("gpt2"), base, {name: value[:2] for name, value in other.items()}, Ratio(5, 6))

@@ -252,8 +252,8 @@ def test_spans_stand_behind_the_class_token():
 
 def test_unlike_lengths_show_both_tokenisations():
     found = made("nurse", "footballer")
-    with pytest.raises(ValueError, match=r"pair 0: the base is 4 tokens, The \| .nurse \| .said \| .that; the "
-                                         r"counterfactual is 14 tokens, The \| . \| f \| o \| o"):
+    with pytest.raises(ValueError, match=r"row 0: the base has 4 tokens, The \| .nurse \| .said \| .that; the "
+                                         r"counterfactual has 14 tokens, The \| . \| f \| o \| o"):
         matched(reader(), found)
     with pytest.raises(ValueError, match="the alignment has 2 positions"):
         matched(reader(), found, align=[[0, 1], [0, 1]])

@@ -149,7 +149,7 @@ def tokenised(base: Batch, other: Batch, row: int) -> str:
     """Both tokenisations of a row, for people."""
     sides = [f"{len(tokens)} tokens, {' | '.join(tokens)}" for tokens in
              (own_tokens(one, row) for one in (base, other))]
-    return f"pair {row}: the base is {sides[0]}; the counterfactual is {sides[1]}"
+    return f"row {row}: the base has {sides[0]}; the counterfactual has {sides[1]}"
 
 
 def own_tokens(batch: Batch, row: int) -> list[str]:
@@ -198,6 +198,6 @@ def relative(align: Tensor, base: Batch, other: Batch) -> list[list[int]]:
     bad = mine & (bad | (found == -2))
     if bad.any():
         row, place = bad.nonzero()[0].tolist()
-        raise ValueError(f"{tokenised(base, other, row)}; align= has {int(at[row, place])} for position {place}, where the "
-                         "counterfactual has no token; give one of its positions, or -1 for none")
+        raise ValueError(f"{tokenised(base, other, row)}; align= has {int(at[row, place])} for position {place}, where "
+                         "the counterfactual has no token; give one of its positions, or -1 for none")
     return [row[kept].tolist() for row, kept in zip(found, mine)]

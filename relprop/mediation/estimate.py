@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..approximation import METHODS, Query, agreement, estimated
+from ..approximation import METHODS, Estimates, Query, agreement, estimated
 from ..errors import Undefined
 from ..intervene import Spot
+from .counterpart import counterpart, take
+from .memory import Found, out_of_memory
 from .outcome import Question
 from .stage import read
-from .task import Found, Task, spanned
+from .task import Task, spanned
 
 VERIFIED = 20  # mediators that are recomputed where nothing else is said
 
@@ -84,9 +86,9 @@ def ranking(task: Task, mediators: Mapping[str, list[Spot]], method: str, *, ver
     Raises: Undefined if the estimate is zero everywhere, as of a divergence from the base run, flat there.
     """
     sites = list(dict.fromkeys(str(spot.site) for spots in mediators.values() for spot in spots))
-    found = estimated(task.subject.model, queries(task), lambda answers: task.outcome.value(
-        [one.double() for one in answers]), at=sites, method=method, prompt_only=task.prompt_only,
-        spans=spanned(task.spans, task.rows), batch_size=len(task.pieces[0]))
+    found = _halving(len(task.pieces[0]), lambda size: estimated(task.subject.model, queries(task), lambda answers:
+        task.outcome.value([one.double() for one in answers]), at=sites, method=method, prompt_only=task.prompt_only,
+        spans=spanned(task.spans, task.rows), batch_size=size))
     values = found.values.double() / (found.base.double()[:, None] if scale == "ratio" else 1)
     place = {address: number for number, address in enumerate(found.addresses)}
     mean = values.mean(0)
@@ -105,8 +107,20 @@ def ranking(task: Task, mediators: Mapping[str, list[Spot]], method: str, *, ver
 def queries(task: Task) -> list[Query]:
     """The questions of a task's outcome, as the estimates ask them."""
     pairs = [tuple(one.take(task.rows) for one in pair) for pair in task.pairs]
-    return [Query(base.batch, other.batch, _answer(base), prompt=base.prompt, there=_answer(other))
-            for base, other in pairs]
+    lists = take(task.align, task.rows)
+    return [Query(base.batch, other.batch, _answer(base), None if lists is None else counterpart(base, other, lists).at,
+                  base.prompt, _answer(other)) for base, other in pairs]
+
+
+def _halving(size: int, run: Callable[[int], Estimates]) -> Estimates:
+    """What `run` gives with so many rows at once, half as many where memory runs out."""
+    while True:
+        try:
+            return run(size)
+        except Exception as error:
+            if size == 1 or not out_of_memory(error):
+                raise
+        size //= 2
 
 
 def _answer(question: Question) -> Callable[[Any, Tensor], Tensor]:

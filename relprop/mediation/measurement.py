@@ -1,9 +1,11 @@
 """From a task and its mediators to outcomes, and from outcomes to effects."""
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,9 +16,10 @@ from ..result.effects import KINDS, SCALES
 from ..trace import Tap
 from .experiment import Experiment
 from .finding import Effects
+from .memory import Found
 from .scene import patterns, scene
-from .statistic import summary
-from .task import Found, Report, Task
+from .statistic import numbered, summary
+from .task import Report, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +28,15 @@ class Measurement:
 
     task: Task
     mediators: Mapping[str, list[Spot]]
-    kinds: tuple[str, ...]
-    fixed: Intervention | None
-    there: dict[Tap, Tensor]
+    kinds: tuple[str, ...] = ("total", "indirect")
+    fixed: Intervention | None = None
+    there: dict[Tap, Tensor] = field(default_factory=dict)
+
+    step = 1
+    """Mediators that are measured together are a multiple of this."""
 
     @staticmethod
-    def of(task: Task, mediators: Mapping[str, list[Spot]], kinds: tuple[str, ...], fixed: Intervention | None
+    def of(task: Task, mediators: Mapping[str, list[Spot]], kinds: tuple[str, ...], fixed: Intervention | None = None
            ) -> Measurement:
         """With the run that `fixed` refers to made."""
         taps = list(dict.fromkeys(spot.tap for spots in mediators.values() for spot in spots))
@@ -43,10 +49,25 @@ class Measurement:
         ways = ("indirect" in self.kinds) + ("direct" in self.kinds) + 2 * ("controlled" in self.kinds)
         return len(self.task.pairs) * ways
 
-    def all(self, *, show_progress: bool = False) -> Found:
-        """The outcomes of all pairs; see `of_experiment`."""
-        with progress(len(self.mediators) * len(self.task.pieces) * self.each, show_progress) as report:
-            return self.task.by_piece(lambda rows: self.of_experiment(self.experiment(rows), report))
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of what is measured."""
+        return tuple(self.mediators)
+
+    @property
+    def leading(self) -> dict[str, tuple[int, ...]]:
+        """What is found of each mediator, by name, with the sizes of the axes before that of the mediators."""
+        return {f"{kind}_outcome": (2,) if kind == "controlled" else () for kind in self.kinds if kind != "total"}
+
+    def part(self, start: int, stop: int) -> Measurement:
+        """Of some of the mediators alone."""
+        return replace(self, mediators=dict(list(self.mediators.items())[start:stop]))
+
+    def config(self) -> dict:
+        """What the outcomes depend on, beside the task: plain data."""
+        spots = [str(spot.site) for spots in self.mediators.values() for spot in spots]
+        return {"mediators": {"count": len(self.names), "names": digest(repr((list(self.names), spots)).encode())},
+                "kinds": list(self.kinds), "fixed": said(self.fixed)}
 
     def experiment(self, rows: Tensor) -> Experiment:
         """These rows made ready for all mediators."""
@@ -93,6 +114,8 @@ def result(task: Task, mediators: tuple[str, ...], found: Found, *, scale: str, 
     check_defined(task, found, scale)
     names = ("indirect_outcome", "direct_outcome", "controlled_outcome")
     about = {"model": task.subject.name, **scene(task), "prompt_only": task.prompt_only, **about}
+    if task.groups is not None:
+        about["groups"] = int(numbered(task.groups, len(task.groups)).max()) + 1
     plain = Effects(mediators, found["base"], found["counterfactual"], *(found.get(name) for name in names), scale,
                     task.outcome.name(task.subject), about=about)
     if not summed:
@@ -100,7 +123,7 @@ def result(task: Task, mediators: tuple[str, ...], found: Found, *, scale: str, 
     kind = next((one for one in ("indirect", "direct", "controlled") if one in plain.kinds), None)
     seen = patterns(task, plain.top(len(mediators), kind)) if kind else []
     return replace(plain, about={**about, **({"patterns": seen} if seen else {})},
-                   summaries={kind: summary(plain.effect(kind), resamples=resamples, seed=seed)
+                   summaries={kind: summary(plain.effect(kind), groups=task.groups, resamples=resamples, seed=seed)
                               for kind in plain.kinds})
 
 
@@ -111,11 +134,23 @@ def check_defined(task: Task, found: Found, scale: str) -> None:
                            for value in found.values()]).amax(0)  # (B,), each pair's own, since ratios differ by powers
     rounding = 4 * torch.finfo(task.subject.dtype).eps * largest
     if all(bool(((value - base).abs() <= rounding).all()) for value in found.values()):
-        raise Undefined(f"the outcome is {float(base[0]):g} whatever is changed, so that no effect is defined")
+        raise Undefined(f"the outcome, {task.outcome.name(task.subject)}, is {float(base[0]):g} whatever is changed, "
+                        "in the counterfactual too, so that no effect is defined; take another outcome, or a "
+                        "counterfactual that changes it")
     zero = (base.abs() <= rounding).nonzero().flatten().tolist()
     if scale == "ratio" and zero:
         raise Undefined(f"the outcome of base {zero[0]} is zero, so that a ratio to it is undefined; take "
                         'scale="difference"')
+
+
+def said(one: object) -> str:
+    """What it is, without where it lies in memory."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(one))
+
+
+def digest(data: bytes) -> str:
+    """A short hash."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 @contextmanager

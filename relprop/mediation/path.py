@@ -8,7 +8,8 @@ al. 2023 (Localizing model behavior with path patching).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +20,26 @@ from ..result.effects import SCALES
 from ..subject import Subject
 from ..trace import Tap
 from ..trace.intervention import PATTERN
+from .counterpart import Align
 from .experiment import TAKEN, Experiment
 from .finding import Effects
-from .measurement import progress, result
-from .stage import Stage
+from .measurement import digest, result
+from .memory import Found
+from .record import measured
 from .statistic import RESAMPLES
 from .sweep import Mediator, grouped, sweep
-from .task import At, Found, Place, Report, ready, several, task
+from .task import At, Place, Report, Task, ready, several, task
 
 HELD = ("L*.attn.H*", "L*.mlp")
 END = "outcome"
 
 
-def path_effects(subject: str | Subject | nn.Module | tuple, base: object, counterfactual: object,
+def path_effects(subject: str | Subject | nn.Module | tuple, base: object, counterfactual: object = None,
                  outcome: object = None, *, sender: At, receiver: At | None, held: Place | Sequence[Place] = HELD,
                  scale: str = "difference", keep: Tensor | None = None, spans: Spans | None = None,
-                 prompt_only: bool = False, batch_size: int | None = None, resamples: int = RESAMPLES, seed: int = 0,
-                 show_progress: bool = False) -> Effects:
+                 align: Align | str | None = None, groups: Sequence[object] | None = None, prompt_only: bool = False,
+                 out: str | PathLike | None = None, batch_size: int | None = None, resamples: int = RESAMPLES,
+                 seed: int = 0, show_progress: bool = False) -> Effects:
     """Indirect effects that pass from each sender to each receiver, and from there on any way.
 
     A held place does not pass on what comes from the sender. With the default, all heads and MLPs, the path is the
@@ -43,35 +47,74 @@ def path_effects(subject: str | Subject | nn.Module | tuple, base: object, count
     held, the layer's part that the sender is in, or that the receiver is in, holds nothing up.
 
     Args:
+        base, counterfactual, outcome: as of `effects`.
         sender, receiver: places, as `at` of `effects`; each sender is paired with each receiver. A receiver of None is
             the outcome itself: what no held place passes on, as by the residual stream alone.
         held: sites that keep their value of the base.
-        scale, keep, spans, prompt_only, batch_size, resamples, seed, show_progress: as of `effects`.
+        scale, keep, spans, align, groups, prompt_only, out, batch_size, resamples, seed, show_progress: as of
+            `effects`.
     Returns: effects of kinds "total" and "indirect", of mediators named "L0.attn.H1 -> L1.mlp", "L1.mlp -> outcome".
     Cost: for each sender one run, and one for each receiver.
     Raises: ValueError and Undefined as of `effects`.
     """
     if scale not in SCALES:
         raise ValueError(f"effects are on the scale {' or '.join(SCALES)}, not {scale!r}")
-    asked = task(subject, base, counterfactual, outcome, keep=keep, spans=spans, prompt_only=prompt_only,
-                 batch_size=batch_size)
+    asked = task(subject, base, counterfactual, outcome, keep=keep, spans=spans, align=align, groups=groups,
+                 prompt_only=prompt_only, batch_size=batch_size)
     with ready(asked.subject.model):
         senders = asked.mediators(sender)
-        receivers = {END: []} if receiver is None else asked.mediators(receiver)
-        places = [spot for spots in asked.mediators(held).values() for spot in spots] if several(held) else []
-        spots = [spot for many in (*senders.values(), *receivers.values(), places) for spot in many]
-        count = len(senders) * len(receivers)
-        with progress(count * len(asked.pieces) * len(asked.pairs), show_progress) as report:
-            def run(rows: Tensor) -> Found:
-                one = asked.experiment(rows, spots)
-                paths = _Paths(one, list(receivers.values()), places, report)
-                found = torch.cat([paths.outcomes(many) for many in senders.values()])
-                return {"base": one.base, "counterfactual": one.counterfactual, "indirect_outcome": found}
-
-            found = asked.by_piece(run)
-    names = tuple(f"{one} -> {other}" for one in senders for other in receivers)
-    return result(asked, names, found, scale=scale, resamples=resamples, seed=seed,
+        receivers = {END: []} if receiver is None else asked.mediators(receiver, taken=False)
+        places = [spot for spots in asked.mediators(held, taken=False).values() for spot in spots] \
+            if several(held) else []
+        paths = Paths(asked, senders, receivers, places)
+        found = measured(paths, out, show_progress=show_progress)
+    return result(asked, paths.names, found, scale=scale, resamples=resamples, seed=seed,
                   about={"held": [str(place) for place in several(held)]})
+
+
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """The outcomes that effects of paths from each sender to each receiver are made of, as of `Measurement`."""
+
+    task: Task
+    senders: Mapping[str, list[Spot]]
+    receivers: Mapping[str, list[Spot]]
+    held: list[Spot]
+
+    each = property(lambda self: len(self.task.pairs))
+    leading = property(lambda self: {"indirect_outcome": ()})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the paths."""
+        return tuple(f"{one} -> {other}" for one in self.senders for other in self.receivers)
+
+    @property
+    def step(self) -> int:
+        """Paths of one sender, which are measured together."""
+        return len(self.receivers)
+
+    def part(self, start: int, stop: int) -> Paths:
+        """Those of some of the senders alone."""
+        some = list(self.senders.items())[start // self.step:stop // self.step]
+        return replace(self, senders=dict(some))
+
+    def config(self) -> dict:
+        """What the outcomes depend on, beside the task: plain data."""
+        sites = [[str(spot.site) for spot in spots] for spots in (*self.senders.values(), *self.receivers.values(),
+                                                                  self.held)]
+        return {"paths": {"count": len(self.names), "names": digest(repr((list(self.names), sites)).encode())}}
+
+    def experiment(self, rows: Tensor) -> Experiment:
+        """These rows made ready for all paths."""
+        many = (*self.senders.values(), *self.receivers.values(), self.held)
+        return self.task.experiment(rows, [spot for spots in many for spot in spots], both=False)
+
+    def of_experiment(self, one: Experiment, report: Report | None = None) -> Found:
+        """Of the rows that it is of: "base" and "counterfactual", (R,), and "indirect_outcome", (M, R)."""
+        paths = _Paths(one, list(self.receivers.values()), self.held, report or (lambda count: None))
+        found = torch.cat([paths.outcomes(sender) for sender in self.senders.values()])
+        return {"base": one.base, "counterfactual": one.counterfactual, "indirect_outcome": found}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,33 +128,35 @@ class _Paths:
 
     def outcomes(self, sender: Mediator) -> Tensor:
         """Of the base with each receiver as the sender alone makes it, (R, B)."""
-        answers = [self._answers(sender, base, other) for base, other in self.one.stages]
+        answers = [self._answers(sender, which) for which in range(len(self.one.stages))]
         return self.one.outcome.value([answer.double().cpu() for answer in answers])
 
-    def _answers(self, sender: Mediator, base: Stage, other: Stage) -> Tensor:
+    def _answers(self, sender: Mediator, which: int) -> Tensor:
+        base = self.one.stages[which][0]
         if self.receivers == [[]]:
-            answer, _ = self._sent(sender, base, other, [], self._holding(sender, self.held))
+            answer, _ = self._sent(sender, which, [], self._holding(sender, self.held))
             self.report(1)
             return answer
         there = {tap: base.there(tap).clone() for receiver in self.receivers for tap in _taps(receiver)}
         for receivers, held in self._together():
             spots = [spot for receiver in receivers for spot in receiver if spot.tap not in _taps(sender)]
-            _, kept = self._sent(sender, base, other, spots, self._holding(sender, held))
+            _, kept = self._sent(sender, which, spots, self._holding(sender, held))
             for (tap, units), (unit, value) in kept.items():
                 split(there[tap], units)[:, :, unit] = value.movedim(0, 2).to(there[tap])
         return sweep(base, self.receivers, TAKEN, there, batch_size=self.one.batch_size,
                      prompt_only=self.one.prompt_only, places=self.one.places, report=self.report)
 
-    def _sent(self, sender: Mediator, base: Stage, other: Stage, spots: list[Spot], held: list[Spot]
+    def _sent(self, sender: Mediator, which: int, spots: list[Spot], held: list[Spot]
               ) -> tuple[Tensor, dict[tuple[Tap, int | None], tuple[Tensor, Tensor]]]:
         """What the base answers with the sender as in the other run and these places held, (1, B, ...), and the values
         at spots, (N, R, P, W), with their units, (N,); a spot that is held is read before it is.
         """
+        base, other = self.one.stages[which]
         kept: dict[tuple[Tap, int | None], tuple[Tensor, Tensor]] = {}
-        put = lambda spots, stage: grouped(base, [spots], TAKEN, {tap: stage.there(tap) for tap in _taps(spots)},
-                                           self.one.places, self.one.prompt_only) if spots else {}
+        put = lambda spots, stage, one: grouped(base, [spots], one, {tap: stage.there(tap) for tap in _taps(spots)},
+                                                self.one.places, self.one.prompt_only) if spots else {}
         groups: dict[Tap, list[Group]] = {}
-        for found in (put(sender, other), _readers(spots, kept), put(held, base)):
+        for found in (put(sender, other, self.one.taken(which)), _readers(spots, kept), put(held, base, TAKEN)):
             for tap, many in found.items():
                 groups.setdefault(tap, []).extend(many)
         return base.answers(1, groups).cpu(), kept

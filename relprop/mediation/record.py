@@ -1,16 +1,15 @@
-"""A sweep that writes as it goes: outcomes in shards, by one process or several, to be resumed at any point.
+"""A sweep by one process or several, written as it goes where that is wanted, to be resumed at any point.
 
-A shard holds a block of mediators on a piece of the pairs. Pieces and blocks are always the same, so that neither the
-number of processes nor an interruption changes what is run together.
+The work is cut into blocks, each some mediators on a piece of the pairs. Pieces and blocks are always the same, so that
+neither the number of processes nor an interruption changes what is run together. A shard holds a block.
 """
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,146 +18,152 @@ from .. import shard
 from ..crew import Crew
 from ..tokens import Batch
 from .experiment import Experiment
-from .measurement import Measurement, progress
-from .task import Found, Report, halved, joined
+from .measurement import digest, progress, said
+from .memory import Found, by_piece, halved, joined
+from .task import Report, Task
 
-BLOCK = 64  # mediators of a shard
+BLOCK = 64  # mediators of a block
 WHAT = "sweep of effects"
+
+
+class Work(Protocol):
+    """What is measured of mediators, or paths: `Measurement`, for one, says what its members are."""
+
+    task: Task
+    step: int
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def leading(self) -> dict[str, tuple[int, ...]]: ...
+    @property
+    def each(self) -> int: ...
+    def part(self, start: int, stop: int) -> Work: ...
+    def config(self) -> dict: ...
+    def experiment(self, rows: Tensor) -> Experiment: ...
+    def of_experiment(self, one: Experiment, report: Report | None = None) -> Found: ...
 
 
 @dataclass(frozen=True)
 class Block:
-    """A shard's part of the work: `mediators` from `start` on, on the pairs of piece number `piece`."""
+    """A part of the work: `names` from `start` on, on the pairs of piece number `piece`."""
 
     piece: int
     rows: tuple[int, ...]
     start: int
-    mediators: tuple[str, ...]
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
-    """A measurement and the folder that it is written to. `made` is the last experiment, for the next block."""
+class Blocks:
+    """The work in blocks. `made` is the last experiment, for the next block."""
 
-    measurement: Measurement
-    folder: Path
+    work: Work
     made: dict[tuple[int, ...], Experiment] = field(default_factory=dict)
 
     @property
-    def blocks(self) -> list[Block]:
+    def all(self) -> list[Block]:
         """All the work, in order."""
-        names = tuple(self.measurement.mediators)
-        return [Block(piece, tuple(rows.tolist()), start, names[start:start + BLOCK])
-                for piece, rows in enumerate(self.measurement.task.pieces) for start in range(0, len(names), BLOCK)]
+        names, size = self.work.names, max(1, BLOCK // self.work.step) * self.work.step
+        return [Block(piece, tuple(rows.tolist()), start, names[start:start + size])
+                for piece, rows in enumerate(self.work.task.pieces) for start in range(0, len(names), size)]
 
-    def todo(self, crew: Crew) -> list[Block]:
-        """What this process has to do: whole pieces, or blocks where there are fewer pieces than processes."""
-        blocks = self.blocks
-        few = len(self.measurement.task.pieces) < crew.size
-        return [block for number, block in enumerate(blocks) if (number if few else block.piece) % crew.size ==
-                crew.rank and not self.place(block).is_file()]
+    def of(self, crew: Crew) -> list[Block]:
+        """This process's part: whole pieces, or blocks where there are fewer pieces than processes."""
+        few = len(self.work.task.pieces) < crew.size
+        return [block for number, block in enumerate(self.all)
+                if (number if few else block.piece) % crew.size == crew.rank]
 
-    def place(self, block: Block) -> Path:
-        """File of a block."""
-        return shard.place(self.folder, block.piece, f"pairs-{block.rows[0]}-{block.rows[-1]}", block.start)
-
-    def go(self, crew: Crew, *, show_progress: bool) -> None:
-        """Measures what is not there yet."""
-        todo = self.todo(crew)
-        each = self.measurement.each
-        left = sum(len(block.mediators) for block in todo) * each
-        with progress(left, show_progress and crew.rank == 0) as report:
-            for block in todo:
-                shard.write(self.place(block), list(self._lines(block, report)))
-        self.made.clear()
-
-    def found(self) -> Found:
-        """All outcomes that were written.
-
-        Raises: ValueError where a shard is missing, or does not go with the others.
-        """
-        pieces: dict[int, list[Found]] = {}
-        for block in self.blocks:
-            pieces.setdefault(block.piece, []).append(self._read(block))
-        return joined([_stacked(found, self.folder) for found in pieces.values()])
-
-    def _lines(self, block: Block, report: Report) -> Iterator[dict]:
-        own = replace(self.measurement, mediators={name: self.measurement.mediators[name] for name in block.mediators})
-        found = halved(lambda rows: own.of_experiment(self._experiment(rows), report), torch.tensor(block.rows))
-        yield {"rows": block.rows, "base": found.pop("base").tolist(),
-               "counterfactual": found.pop("counterfactual").tolist()}
-        for number, name in enumerate(block.mediators):
-            yield {"mediator": name, **{kind: value[..., number, :].tolist() for kind, value in found.items()}}
+    def measured(self, block: Block, report: Report) -> Found:
+        """The outcomes of a block."""
+        own = self.work.part(block.start, block.start + len(block.names))
+        return halved(lambda rows: own.of_experiment(self._experiment(rows), report), torch.tensor(block.rows))
 
     def _experiment(self, rows: Tensor) -> Experiment:
         key = tuple(rows.tolist())
         if key not in self.made:
             self.made.clear()  # one at a time: it holds the values of a run
-            self.made[key] = self.measurement.experiment(rows)
+            self.made[key] = self.work.experiment(rows)
         return self.made[key]
 
-    def _read(self, block: Block) -> Found:
-        path = self.place(block)
-        if not path.is_file():
-            raise ValueError(f"{path} is missing: the sweep is not complete; start it again and it goes on")
-        first, *lines = shard.read(path)
-        if tuple(first.get("rows", ())) != block.rows or tuple(one["mediator"] for one in lines) != block.mediators:
-            raise ValueError(f"{path} holds other pairs or mediators than its name says; delete it and start again")
-        number = lambda value: torch.tensor(value, dtype=torch.float64)
-        found = {name: number(first[name]) for name in ("base", "counterfactual")}
-        for kind in lines[0].keys() - {"mediator"}:
-            found[kind] = torch.stack([number(line[kind]) for line in lines], -2)  # (..., M, R)
-        return found
 
+def measured(work: Work, out: str | PathLike | None = None, *, report: Report | None = None,
+             show_progress: bool = False) -> Found:
+    """The outcomes of all the work. With a folder `out` they are written there, those that it has already being read;
+    several processes share the work, through the folder or through their group.
 
-def written(measurement: Measurement, folder: str | PathLike, *, show_progress: bool) -> Found:
-    """The outcomes of a measurement, those that the folder has not yet being measured and written there.
-
+    Args: report: called with the numbers done; None: a bar of its own, if `show_progress`.
     Raises: ValueError for a folder that holds something else, or a sweep of other arguments, with what differs.
     """
-    crew, record = Crew.gathered(measurement.task.subject), Record(measurement, Path(folder))
-    about = config(measurement)
+    crew = Crew.gathered(work.task.subject)
+    if out is not None:
+        return _written(work, Path(out), crew, report, show_progress)
+    if crew.size > 1 and crew.agree(digest(repr(config(work)).encode())):
+        return _shared(Blocks(work), crew, report, show_progress)
+    total = len(work.names) * len(work.task.pieces) * work.each
+    with _reporting(total, report, show_progress and crew.rank == 0) as report:
+        return by_piece(lambda rows: work.of_experiment(work.experiment(rows), report), work.task.pieces)
+
+
+def _reporting(total: int, report: Report | None, shown: bool):
+    from contextlib import nullcontext
+
+    return progress(total, shown) if report is None else nullcontext(report)
+
+
+# -- through a folder ------------------------------------------------------------------------------------------------
+
+
+def _written(work: Work, folder: Path, crew: Crew, report: Report | None, show_progress: bool) -> Found:
+    about, blocks = config(work), Blocks(work)
     if crew.rank == 0:
-        shard.settle(record.folder, about, what=WHAT)
+        shard.settle(folder, about, what=WHAT)
     crew.wait()
     if crew.rank:
-        shard.settle(record.folder, about, what=WHAT)  # for its errors: it may have been given other arguments
-    record.go(crew, show_progress=show_progress)
+        shard.settle(folder, about, what=WHAT)  # for its errors: it may have been given other arguments
+    own = blocks.of(crew)
+    todo = [block for block in own if not place(folder, block).is_file()]
+    count = lambda blocks: sum(len(block.names) for block in blocks) * work.each
+    with _reporting(count(todo), report, show_progress and crew.rank == 0) as told:
+        if report is not None:
+            report(count(own) - count(todo))
+        for block in todo:
+            shard.write(place(folder, block), list(_lines(block, blocks.measured(block, told))))
+    blocks.made.clear()
     crew.wait()
-    return record.found()
+    pieces: dict[int, list[Found]] = {}
+    for block in blocks.all:
+        pieces.setdefault(block.piece, []).append(_read(folder, block))
+    return joined([_stacked(found, folder) for found in pieces.values()])
 
 
-def config(measurement: Measurement) -> dict:
-    """All that the outcomes depend on."""
-    from importlib.metadata import version
-
-    task, names = measurement.task, list(measurement.mediators)
-    about = {"name": task.subject.name, "dtype": str(task.subject.dtype).removeprefix("torch."),
-             "weights": shard.fingerprint(task.subject.model)}
-    spots = [str(spot.site) for spots in measurement.mediators.values() for spot in spots]
-    return {"relprop": version("relprop"), "subject": about, "outcome": _said(task.outcome), "rows": task.rows.tolist(),
-            "inputs": {"base": _hash(task.base), "counterfactual": _hash(task.counterfactual)},
-            "mediators": {"count": len(names), "names": _digest(repr((names, spots)).encode())},
-            "kinds": list(measurement.kinds), "fixed": _said(measurement.fixed), "spans": _said(task.spans),
-            "prompt_only": task.prompt_only, "piece": len(task.pieces[0]), "block": BLOCK}
+def place(folder: Path, block: Block) -> Path:
+    """File of a block."""
+    return shard.place(folder, block.piece, f"pairs-{block.rows[0]}-{block.rows[-1]}", block.start)
 
 
-def _said(one: object) -> str:
-    """What it is, without where it lies in memory."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(one))
+def _lines(block: Block, found: Found) -> Iterator[dict]:
+    yield {"rows": block.rows, "base": found["base"].tolist(), "counterfactual": found["counterfactual"].tolist()}
+    many = {name: value for name, value in found.items() if value.dim() > 1}
+    for number, name in enumerate(block.names):
+        yield {"mediator": name, **{kind: value[..., number, :].tolist() for kind, value in many.items()}}
 
 
-def _hash(batch: Batch) -> str:
-    tensors = [*enumerate(batch.args), *sorted(batch.kwargs.items())]
-    return _digest(b"".join(f"{name} {tuple(value.shape)}".encode() + value.detach().cpu().contiguous().float().numpy()
-                            .tobytes() for name, value in tensors if isinstance(value, Tensor)))
+def _read(folder: Path, block: Block) -> Found:
+    path = place(folder, block)
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the sweep is not complete; start it again and it goes on")
+    first, *lines = shard.read(path)
+    if tuple(first.get("rows", ())) != block.rows or tuple(one["mediator"] for one in lines) != block.names:
+        raise ValueError(f"{path} holds other pairs or mediators than its name says; delete it and start again")
+    number = lambda value: torch.tensor(value, dtype=torch.float64)
+    found = {name: number(first[name]) for name in ("base", "counterfactual")}
+    for kind in lines[0].keys() - {"mediator"}:
+        found[kind] = torch.stack([number(line[kind]) for line in lines], -2)  # (..., M, R)
+    return found
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _stacked(found: list[Found], folder: Path) -> Found:
+def _stacked(found: Sequence[Found], folder: Path) -> Found:
     """Blocks of the same pairs as one."""
     first = found[0]
     for other in found[1:]:
@@ -168,3 +173,49 @@ def _stacked(found: list[Found], folder: Path) -> Found:
                                  "a function of the outcome had changed; delete the folder and start again")
     return {name: value if value.dim() == 1 else torch.cat([one[name] for one in found], -2)
             for name, value in first.items()}
+
+
+def config(work: Work) -> dict:
+    """All that the outcomes depend on."""
+    from importlib.metadata import version
+
+    task = work.task
+    about = {"name": task.subject.name, "dtype": str(task.subject.dtype).removeprefix("torch."),
+             "weights": shard.fingerprint(task.subject.model)}
+    aligned = {} if task.align is None else {"align": digest(repr(task.align).encode())}
+    return {"relprop": version("relprop"), "subject": about, "outcome": said(task.outcome), "rows": task.rows.tolist(),
+            "inputs": {"base": _hash(task.base), "counterfactual": _hash(task.counterfactual), **aligned},
+            **work.config(), "spans": said(task.spans), "prompt_only": task.prompt_only, "piece": len(task.pieces[0]),
+            "block": BLOCK}
+
+
+def _hash(batch: Batch) -> str:
+    tensors = [*enumerate(batch.args), *sorted(batch.kwargs.items())]
+    return digest(b"".join(f"{name} {tuple(value.shape)}".encode() + value.detach().cpu().contiguous().float().numpy()
+                           .tobytes() for name, value in tensors if isinstance(value, Tensor)))
+
+
+# -- through the group of processes ----------------------------------------------------------------------------------
+
+
+def _shared(blocks: Blocks, crew: Crew, report: Report | None, show_progress: bool) -> Found:
+    """Each process's blocks, summed up with zeros where others have theirs."""
+    work, own = blocks.work, blocks.of(crew)
+    rows = work.task.rows.tolist()
+    M, B = len(work.names), len(rows)
+    whole = {name: torch.zeros(B, dtype=torch.float64) for name in ("base", "counterfactual")}
+    whole |= {name: torch.zeros(*axes, M, B, dtype=torch.float64) for name, axes in work.leading.items()}
+    total = sum(len(block.names) for block in own) * work.each
+    with _reporting(total, report, show_progress and crew.rank == 0) as told:
+        for block in own:
+            at = torch.tensor([rows.index(row) for row in block.rows])
+            for name, value in blocks.measured(block, told).items():
+                if value.dim() > 1:
+                    whole[name][..., block.start:block.start + len(block.names), at] = value
+                elif block.start == 0:  # of a piece the blocks have the same
+                    whole[name][at] = value
+    blocks.made.clear()
+    return {name: crew.summed(value) for name, value in whole.items()}
+
+
+__all__ = ["BLOCK", "Block", "Blocks", "Work", "config", "measured", "place"]

@@ -67,6 +67,8 @@ def _attended(task: Task, batch: Batch, heads: Sequence[str]) -> Tensor:
     taps = list(dict.fromkeys(spot.tap for spot in spots))
     _, values = captured(model, taps, lambda: model(*batch.args, **batch.kwargs))
     own = ~torch.tensor(batch.units.padding[0])
+    if any(values[tap].shape[-2:] != (len(own),) * 2 for tap in taps):
+        raise ValueError("patterns of a decoder, or of a model that adds positions, are not of these tokens")
     return torch.stack([values[spot.tap][0, spot.unit].cpu().double()[own][:, own] for spot in spots]).round(decimals=4)
 
 

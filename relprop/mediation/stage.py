@@ -145,6 +145,15 @@ def staged_like(other: Stage, question: Question, *, light: bool = False) -> Sta
     return Stage(model, question, feed, recording, offset, other.narrow, plain)
 
 
+def staged_apart(other: Stage, question: Question, *, light: bool = False) -> Stage:
+    """A second input made ready that is not as long as the first, for the same taps: `stage` of all its positions.
+
+    Args: light: as of `staged_like`.
+    """
+    made = stage(other.model, question, other.recording.values)
+    return replace(made, recording=replace(made.recording, kept=[], tail=[]), narrow=False) if light else made
+
+
 def _tried(made: Stage) -> bool:
     """Whether narrowing the tail leaves the answer of the unchanged input as it is."""
     try:

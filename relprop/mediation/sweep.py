@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from ..intervene import Group, Intervention, Places, Spot, split
+from ..intervene.inputs import real_of
 from ..trace import Tap
 from ..trace.intervention import PATTERN
+from .memory import out_of_memory
 from .stage import Stage
 
 Mediator = Sequence[Spot]
@@ -33,8 +35,8 @@ def sweep(stage: Stage, mediators: Sequence[Mediator], one: Intervention, there:
         groups = grouped(stage, [mediators[index] for index in chunk], one, there, places, prompt_only)
         try:
             answers = stage.answers(len(chunk), groups).cpu()
-        except (torch.OutOfMemoryError, MemoryError):
-            if len(chunk) == 1:
+        except Exception as error:
+            if len(chunk) == 1 or not out_of_memory(error):
                 raise
             half = len(chunk) // 2
             size = max(1, half)
@@ -93,7 +95,7 @@ def _where(stage: Stage, tap: Tap, position: int | str | None, places: Places, p
         raise ValueError(f"positions cannot be told apart at {tap.path}: {rows} windows of {stage.rows} rows")
     prompt = stage.question.prompt
     if prompt is None or prompt.shape[1] != length + stage.offset:
-        prompt = torch.ones(rows, length + stage.offset, dtype=torch.bool)
+        prompt = real_of(stage.question.batch.kwargs, rows, length + stage.offset)
     chosen = prompt if position is None else places.at(position, prompt)
     where = chosen[None, :, stage.offset:, None]  # (1, R, P, 1)
     if prompt_only and tap.side == PATTERN:

@@ -15,21 +15,25 @@ from ..load import load
 from ..still import settled
 from ..subject import Subject
 from ..tokens import Batch
+from ..trace.intervention import PATTERN
+from .counterpart import Align, Lists, lists_of, take
 from .experiment import Experiment, check_pair, experiment
+from .given import Given
+from .memory import PIECE
 from .outcome import Outcome, Question
 from .outcome import outcome as outcome_of
-from .sweep import Mediator
 
-PIECE = 8  # pairs that are run together; the copies of them fill a batch
 Place = str | Site | Address
 At = Place | Sequence[Place] | Mapping[str, Place | Sequence[Place]]
 Report = Callable[[int], None]
-Found = dict[str, Tensor]  # outcomes of some rows, the last axis, by name
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Pairs of inputs and what is asked of them. `rows` are those of the pairs that count."""
+    """Pairs of inputs and what is asked of them. `rows` are those of the pairs that count, `groups` their groups. Where
+    base and counterfactual differ in their number of tokens, `align` has for each pair the position of the
+    counterfactual for each one of the base, -1 for none, padding not counted.
+    """
 
     subject: Subject
     base: Batch
@@ -40,43 +44,41 @@ class Task:
     spans: Spans | None = None
     prompt_only: bool = False
     batch_size: int | None = None
+    align: Lists | None = None
+    groups: tuple[object, ...] | None = None
 
     @property
     def pieces(self) -> tuple[Tensor, ...]:
         """Rows that are run together."""
         return self.rows.split(PIECE if self.batch_size is None else max(1, self.batch_size // 4))
 
-    def mediators(self, at: At) -> dict[str, list[Spot]]:
-        """See `mediators_of`."""
-        return mediators_of(self.subject, self.base, at)
+    def mediators(self, at: At, *, taken: bool = True) -> dict[str, list[Spot]]:
+        """See `mediators_of`.
+
+        Args: taken: whether they take values of the other input.
+        Raises: ValueError for attention patterns of inputs of different length, whose columns are other positions.
+        """
+        found = mediators_of(self.subject, self.base, at)
+        if taken and self.align is not None:
+            swapped = [name for name, spots in found.items() if any(one.tap.side == PATTERN for one in spots)]
+            if swapped:
+                raise ValueError(f"{swapped[0]}: attention patterns of inputs of different length cannot be aligned, "
+                                 "since a row of one is no distribution over the positions of the other; take heads "
+                                 "as mediators, such as L*.attn.H*, or pairs of as many tokens")
+        return found
 
     def experiment(self, rows: Tensor, spots: Sequence[Spot], *, natural: bool = True, both: bool = False
                    ) -> Experiment:
         """These rows made ready; see `experiment`."""
         return experiment(self.subject, self.outcome, [tuple(one.take(rows) for one in pair) for pair in self.pairs],
                           list(dict.fromkeys(spots)), natural=natural, both=both, batch_size=self.batch_size,
-                          prompt_only=self.prompt_only, places=placed(self.subject, self.spans, rows))
-
-    def by_piece(self, run: Callable[[Tensor], Found]) -> Found:
-        """What `run` gives for rows, (..., R) by name, of all pieces, (..., B); where memory runs out, of half a piece
-        and then of the other.
-        """
-        return joined([halved(run, rows) for rows in self.pieces])
-
-    def indirect(self, sets: Sequence[Mediator], report: Report | None = None) -> Found:
-        """The outcome of the "base" and the "counterfactual", (B,), and "indirect", of the base with each set of places
-        as in the counterfactual, (S, B).
-        """
-        def run(rows: Tensor) -> Found:
-            one = self.experiment(rows, [spot for mediator in sets for spot in mediator])
-            return {"base": one.base, "counterfactual": one.counterfactual, "indirect": one.indirect(sets, report)}
-
-        return self.by_piece(run)
+                          prompt_only=self.prompt_only, places=placed(self.subject, self.spans, rows),
+                          align=take(self.align, rows))
 
 
 def task(subject: str | Subject | nn.Module | tuple, base: object, counterfactual: object, outcome: object, *,
-         keep: Tensor | None = None, spans: Spans | None = None, prompt_only: bool = False,
-         batch_size: int | None = None) -> Task:
+         keep: Tensor | None = None, spans: Spans | None = None, align: Align | str | None = None,
+         groups: Sequence[object] | None = None, prompt_only: bool = False, batch_size: int | None = None) -> Task:
     """What a caller asks, checked.
 
     Args: keep: which of the pairs count, bool (B,); None: all.
@@ -86,19 +88,30 @@ def task(subject: str | Subject | nn.Module | tuple, base: object, counterfactua
         raise ValueError(f"batch_size is {batch_size}; give at least 1")
     subject = subject if isinstance(subject, Subject) else load(*subject) if isinstance(subject, tuple) \
         else Subject.from_module(subject) if isinstance(subject, nn.Module) else load(subject)
-    base, counterfactual = subject.prepare(base), subject.prepare(counterfactual)
-    check_pair(base, counterfactual)
-    asked = outcome_of(outcome)
-    rows = torch.arange(base.rows)
-    if keep is not None:
-        chosen = torch.as_tensor(keep)
-        if chosen.dtype != torch.bool or chosen.shape != rows.shape or not chosen.any():
-            raise ValueError(f"keep= says which of the {base.rows} pairs count, one bool each and at least one true; "
-                             f"got {chosen.dtype} of shape {tuple(chosen.shape)}, {int(chosen.sum())} of them true")
-        rows = rows[chosen]
+    given = Given(base, counterfactual, outcome, spans, align, groups).opened(subject)
+    base, counterfactual = subject.prepare(given.base), subject.prepare(given.counterfactual)
+    check_pair(base, counterfactual, aligned=given.align is not None)
+    lists = None if given.align is None else lists_of(given.align, base, counterfactual)
+    asked, rows = outcome_of(given.outcome), _kept(keep, base.rows)
+    if given.groups is not None and len(given.groups) != base.rows:
+        raise ValueError(f"{len(given.groups)} groups for {base.rows} pairs; give one for each, None for a pair that "
+                         "is in none")
+    grouped = None if given.groups is None else tuple(given.groups[row] for row in rows.tolist())
     with ready(subject.model):
         pairs = asked.pairs(subject, base, counterfactual)
-    return Task(subject, base, counterfactual, asked, pairs, rows, spans, prompt_only, batch_size)
+    return Task(subject, base, counterfactual, asked, pairs, rows, given.spans, prompt_only, batch_size, lists, grouped)
+
+
+def _kept(keep: Tensor | None, count: int) -> Tensor:
+    """Which pairs count."""
+    rows = torch.arange(count)
+    if keep is None:
+        return rows
+    chosen = torch.as_tensor(keep)
+    if chosen.dtype != torch.bool or chosen.shape != rows.shape or not chosen.any():
+        raise ValueError(f"keep= says which of the {count} pairs count, one bool each and at least one true; got "
+                         f"{chosen.dtype} of shape {tuple(chosen.shape)}, {int(chosen.sum())} of them true")
+    return rows[chosen]
 
 
 @contextmanager
@@ -106,22 +119,6 @@ def ready(model: nn.Module) -> Iterator[None]:
     """The model as it is run: without gradients or chance."""
     with torch.no_grad(), settled(model):
         yield
-
-
-def halved(run: Callable[[Tensor], Found], rows: Tensor) -> Found:
-    """What `run` gives for these rows; of half of them and then of the others where memory runs out."""
-    try:
-        return run(rows)
-    except (torch.OutOfMemoryError, MemoryError):
-        if len(rows) == 1:
-            raise
-    half = len(rows) // 2
-    return joined([halved(run, rows[:half]), halved(run, rows[half:])])
-
-
-def joined(found: Sequence[Found]) -> Found:
-    """What was found of some rows after the other, as one."""
-    return {name: torch.cat([one[name] for one in found], -1) for name in found[0]}
 
 
 def mediators_of(subject: Subject, batch: Batch, at: At) -> dict[str, list[Spot]]:
