@@ -5,7 +5,8 @@ are the published methods; `Composite.but` makes a new one from any of them.
 
 References: Achtibat et al. 2024 (AttnLRP: attention-aware layer-wise relevance propagation for transformers), Ali et
 al. 2022 (XAI for transformers: better explanations through conservative propagation), Montavon et al. 2017 (Explaining
-nonlinear classification decisions with deep Taylor decomposition), Bach et al. 2015 (On pixel-wise explanations).
+nonlinear classification decisions with deep Taylor decomposition), Bach et al. 2015 (On pixel-wise explanations), Edin
+et al. 2025 (GIM: improved interpretability for large language models).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -250,6 +251,17 @@ def gamma(conv: float = 0.25, dense: float = 0.05) -> Composite:
     """LRP-gamma in linear maps with attention patterns held: CP-LRP with gamma. Conservative up to biases."""
     return cp_lrp().but("gamma", rules={
         "conv": partial(linear.gamma, gamma=conv), "linear": partial(linear.gamma, gamma=dense)})
+
+
+def gim(temperature: float = 2.0) -> Composite:
+    """GIM (Edin et al. 2025, gradient interaction modifications): the gradient, but for the norms' scale held, the
+    softmax softened on the way back, and half to each factor of a product: of the query, key and value of an attention
+    1/4, 1/4 and 1/2, of a gate and what it gates 1/2. Not conservative. Made for circuits, where a part whose work is
+    done by others as well has no gradient of its own.
+    """
+    return gradient().but("gim", rules={
+        "norm": norm.held, "softmax": partial(softmax.tempered, temperature=temperature), "matmul": matmul.uniform,
+        "mul": mul.uniform})
 
 
 def gradient() -> Composite:

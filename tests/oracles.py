@@ -248,6 +248,14 @@ def taylor(f: Callable[[Tensor], Tensor], x: Tensor, R: Tensor) -> Tensor:
     return torch.stack([x[i] * (R[i] - y[i] * sum(R)) if x[i] > -torch.inf else R[i] * 0 for i in range(len(x))])
 
 
+@of(softmax.tempered)
+def tempered(f: Callable[[Tensor], Tensor], x: Tensor, R: Tensor) -> Tensor:
+    y, s = f(x), torch.stack([torch.exp(x_i / 2) for x_i in x])
+    s = s / sum(s)
+    g = torch.stack([R_i / y_i if y_i != 0 else y_i for R_i, y_i in zip(R, y)])
+    return torch.stack([x[i] * s[i] * (g[i] - sum(s * g)) if x[i] > -torch.inf else R[i] * 0 for i in range(len(x))])
+
+
 @of(norm.held)
 def held(groups: list[list[int]], weight: Tensor, scale: Tensor, centre: bool, x: Tensor, y: Tensor,
          R: Tensor) -> Tensor:

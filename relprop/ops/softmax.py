@@ -1,7 +1,8 @@
 """Softmax, in attention and elsewhere.
 
 References: Achtibat et al. 2024 (AttnLRP, eq. 13), Ali et al. 2022 (XAI for transformers, AH-rule), Chefer et al. 2021
-(Transformer interpretability beyond attention visualization).
+(Transformer interpretability beyond attention visualization), Edin et al. 2025 (GIM: improved interpretability for
+large language models).
 """
 
 from typing import Any
@@ -22,6 +23,16 @@ def taylor(x: Tensor, y: Tensor, g: Tensor, *, dim: int = -1) -> Tensor:
     the ledger books under "softmax": not conservative.
     """
     return y * (g - (y * g).sum(dim, keepdim=True))
+
+
+def tempered(x: Tensor, y: Tensor, g: Tensor, *, dim: int = -1, temperature: float = 2.0) -> Tensor:
+    """R_i = x_i s_i (R_i / y_i - sum_j s_j R_j / y_j), s = softmax(x / temperature): the gradient of a softer pattern
+    (Edin et al. 2025, temperature-adjusted gradients), which a saturated softmax does not stop. Not conservative.
+
+    For scores whose effects hide each other: one key is so strong that no single other one seems to count.
+    """
+    s = (x / temperature).softmax(dim)
+    return s * (g - (s * g).sum(dim, keepdim=True))
 
 
 def hold(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
