@@ -31,8 +31,9 @@ from .outcome import KL, Outcome, Question, Value
 from .path import path_effects
 from .record import measured
 from .statistic import RESAMPLES
-from .subset import Subset, subset, subsets
+from .subset import Subset, Subsets, subset, subsets
 from .task import At, mediators_of, ready, task
+from .tracing import tracing
 
 
 def effects(subject: str | Subject | nn.Module | tuple, base: object, counterfactual: object = None,
@@ -108,5 +109,5 @@ def effects(subject: str | Subject | nn.Module | tuple, base: object, counterfac
 
 
 __all__ = ["KL", "Difference", "Effects", "Experiment", "LogOdds", "Margin", "Mass", "Outcome", "Question", "Ratio",
-           "Subset", "Value", "by_layer", "by_mediator", "effects", "experiment", "mediators_of", "path_effects",
-           "subset", "subsets", "susceptible"]
+           "Subset", "Subsets", "Value", "by_layer", "by_mediator", "effects", "experiment", "mediators_of",
+           "path_effects", "subset", "subsets", "susceptible", "tracing"]

@@ -74,7 +74,18 @@ def subheading(effects: Effects) -> list[str]:
     said = [f"total effect {total} ({effects.scale}), {count} example{'s' * (count != 1)}, "
             f"{len(effects.mediators)} mediators"]
     pair = effects.about.get("pair")
+    if "corrupted" in effects.about:
+        return [*said, _noise(effects)]
     return [*said, *([f"{pair[0]} → {pair[1]}" + (" (and others)" if count > 1 else "")] if pair else [])]
+
+
+def _noise(effects: Effects) -> str:
+    """What was under noise in causal tracing, in words."""
+    about = effects.about
+    pair, draws, window = about.get("pair"), about["draws"], about.get("window", 1)
+    what = "each place" if window == 1 else f"{window} layers around each place"
+    return (f"{pair[0] + ': ' if pair else ''}what is given back by restoring {what} alone; * under noise of standard "
+            f"deviation {printed(about['noise'], 3)}, {f'means of {draws} draws' if draws > 1 else 'one draw'}")
 
 
 def interval(effects: Effects, kind: str, index: int) -> str:
@@ -198,12 +209,13 @@ def _across(axes: object, effects: Effects, board: Arrangement, wide: float) -> 
 
 def columns(effects: Effects, board: Arrangement) -> list[str]:
     """Names of a board's columns; a position that is a number has the token there, in the first example's base."""
-    tokens = effects.about.get("tokens") or []
+    tokens, noisy = effects.about.get("tokens") or [], effects.about.get("corrupted", [])
     said = []
     for name in board.columns:
         at = int(name[1:]) if name[1:].lstrip("-").isdecimal() and name.startswith("@") else None
         known = at is not None and -len(tokens) <= at < len(tokens)
-        said.append(f"{at} {spelled(tokens[at])}" if known else name)
+        mark = " *" if known and at % len(tokens) in noisy else ""
+        said.append(f"{at} {spelled(tokens[at])}{mark}" if known else name)
     return said
 
 
