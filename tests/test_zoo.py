@@ -56,8 +56,8 @@ def positive(bert, texts):
 
 
 def test_names():
-    assert zoo.names() == ["digits-vit", "reviews-bert"]
-    with pytest.raises(ValueError, match="digits-vit, reviews-bert"):
+    assert zoo.names() == ["digits-vit", "reviews-bert", "tasks-gpt2"]
+    with pytest.raises(ValueError, match="digits-vit, reviews-bert, tasks-gpt2"):
         zoo.path("digits")
 
 

@@ -317,7 +317,7 @@ def _model_rows() -> list[dict[str, Any]]:
 
 
 def _card(name: str, folder: Path, config: dict) -> dict[str, Any]:
-    labels = config.get("labels") or list(config["id2label"].values())
+    labels = config.get("labels") or list(config.get("id2label", {}).values())
     weights, card = folder / "model.safetensors", (folder / "README.md").read_text(encoding="utf-8")
     return {
         "name": name,
@@ -333,7 +333,8 @@ def _card(name: str, folder: Path, config: dict) -> dict[str, Any]:
 
 def _model_lines(row: dict[str, Any]) -> str:
     size = f"{row['parameters'] / 1e6:.1f} M parameters, {row['bytes'] / 1e6:.1f} MB"
-    head = f"{row['name']:<14} {row['modality']}: {row['architecture']}, {size}; labels {', '.join(row['labels'])}"
+    says = f"labels {', '.join(row['labels'])}" if row["labels"] else "predicts the next token"
+    head = f"{row['name']:<14} {row['modality']}: {row['architecture']}, {size}; {says}"
     rest = [row["about"], f"Accuracy {row['accuracy']}" if row["accuracy"] else ""]
     return "\n".join([head, *(_filled(text, "    ") for text in rest if text)])
 

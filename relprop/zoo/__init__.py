@@ -19,7 +19,7 @@ def names() -> list[str]:
     """Names of the bundled models.
 
     >>> names()
-    ['digits-vit', 'reviews-bert']
+    ['digits-vit', 'reviews-bert', 'tasks-gpt2']
     """
     return sorted(folder.parent.name for folder in _HERE.glob("*/config.json"))
 
@@ -49,7 +49,7 @@ def build(name: str) -> tuple[nn.Module, PreTrainedTokenizerFast | None]:
     folder = path(name)
     if config(name).get("library") == "timm":
         return _timm(folder, config(name)), None
-    return _transformers(folder)
+    return _transformers(folder, config(name))
 
 
 def _timm(folder: Path, about: dict) -> nn.Module:
@@ -64,13 +64,14 @@ def _timm(folder: Path, about: dict) -> nn.Module:
     return model.eval()
 
 
-def _transformers(folder: Path) -> tuple[nn.Module, PreTrainedTokenizerFast]:
+def _transformers(folder: Path, about: dict) -> tuple[nn.Module, PreTrainedTokenizerFast]:
     try:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        import transformers
     except ImportError as cause:
         raise ImportError(f"{folder.name} is a transformers model; pip install transformers") from cause
     import torch
 
     # The file is half precision, for its size; computing is in float32. Nothing may be looked up outside the folder.
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    kind = getattr(transformers, about["architectures"][0])
+    model = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
