@@ -189,9 +189,9 @@ class KL(Outcome):
     """
 
     def pairs(self, subject: Subject, base: Batch, counterfactual: Batch) -> list[tuple[Question, Question]]:
-        prompt = prompt_of(base) if subject.targets(None, 1).vocabulary.of_tokens else None
-        at = None if prompt is None else torch.tensor(
-            [[answered_at(base, row, Token(0))] for row in range(base.rows)])
+        told = subject.targets(None, 1).vocabulary.of_tokens and prompt_of(base) is not None
+        at, there = (torch.tensor([[answered_at(batch, row, Token(0))] for row in range(batch.rows)]) if told else None
+                     for batch in (base, counterfactual))
 
         def run(rows: Tensor) -> dict[str, Tensor]:
             with torch.no_grad():
@@ -206,7 +206,8 @@ class KL(Outcome):
             p = before[rows.to(before.device)]
             return (p.exp() * (p - now)).sum(-1)
 
-        return [tuple(Question(batch, at, answer, prompt_of(batch)) for batch in (base, counterfactual))]
+        return [(Question(base, at, answer, prompt_of(base)),
+                 Question(counterfactual, there, answer, prompt_of(counterfactual)))]
 
     def name(self, subject: Subject) -> str:
         return "KL from the base run"
