@@ -20,20 +20,19 @@ import torch
 from torch import Tensor
 
 from ..address import INPUTS, Address
-from ..intervene import Resample
+from ..mediation.experiment import TAKEN, experiment
 from ..mediation.stage import stage
-from ..mediation.sweep import sweep
+from ..mediation.sweep import Mediator, sweep
 from ..mediation.task import PIECE, mediators_of, ready
 from ..trace.operands import Enough, Read
 from .ablated import Values, ablated
 from .streams import Chain, Streams, Sum, start_of
-from .task import Prepared
+from .task import ABLATIONS, Prepared, check_ablation
 from .wiring import Maps, maps, passed, wiring
 
 Edge = tuple[str, str]
 Item = str | Edge
 Report = Callable[[int], None]
-_TAKEN = Resample(None)
 
 
 def outcomes(task: Prepared, circuits: Sequence[Collection[Item]], *, among: Collection[Item] | None = None,
@@ -69,20 +68,37 @@ def _nodes(task: Prepared, circuits: list[list[str]], among: list[str], ablation
     spots = mediators_of(task.subject, task.clean, {name: name for name in among})
     _check(circuits, among)
     left_out = [[spot for name in among if name not in kept for spot in spots[name]] for kept in map(set, circuits)]
-    taps = dict.fromkeys(spot.tap for found in spots.values() for spot in found)
-    gone = ablated(task, taps, ablation)
-    found = []
-    for rows in torch.arange(task.rows).split(PIECE):
+    return swept(task, left_out, ablation, batch_size=batch_size, report=report)
+
+
+def swept(task: Prepared, sets: Sequence[Mediator], ablation: str = "resample", *, denoise: bool = False,
+          batch_size: int | None = None, report: Report | None = None) -> Tensor:
+    """The metric of the clean inputs with each set of places ablated together, (N, B), float64; what no place can reach
+    is computed once.
+
+    Args: denoise: of the corrupted inputs with each set as in the clean run, in the place of that.
+    Raises: ValueError for another ablation than "resample" with `denoise`.
+    """
+    check_ablation(ablation, ABLATIONS[:1] if denoise else ABLATIONS)
+    sets = [list(places) for places in sets]
+    some = [index for index, places in enumerate(sets) if places]
+    spots = list(dict.fromkeys(spot for places in sets for spot in places))
+    gone = None if ablation == "resample" else ablated(task, [spot.tap for spot in spots], ablation)
+    found = task.measured[denoise].expand(len(sets), -1).clone()
+    for rows in torch.arange(task.rows).split(PIECE) if some else ():
         mine = task.take(rows)
-        staged = stage(task.model, mine.questions[0], taps)
-        some = [index for index, spots in enumerate(left_out) if spots]
-        answers = staged.plain.cpu().expand(len(circuits), *staged.plain.shape).clone()
-        if some:
-            answers[some] = sweep(staged, [left_out[index] for index in some], _TAKEN,
-                                  {tap: value[rows] for tap, value in gone.items()}, batch_size=batch_size,
-                                  places=mine.places, report=report)
-        found.append(mine.outcome.value([answers.double()]))
-    return torch.cat(found, -1)
+        made = experiment(mine.subject, mine.outcome, [mine.questions], spots, natural=gone is None, both=denoise,
+                          batch_size=batch_size, places=mine.places)
+        chosen = [sets[index] for index in some]
+        if gone is None:
+            answers = (made.direct if denoise else made.indirect)(chosen, report)
+        else:
+            here = made.stages[0][0]
+            values = {tap: value[rows][:, here.offset:] for tap, value in gone.items()}
+            answers = mine.outcome.value([sweep(here, chosen, TAKEN, values, batch_size=batch_size,
+                                                places=mine.places, report=report).double()])
+        found[torch.tensor(some)[:, None], rows] = answers
+    return found
 
 
 def _check(circuits: Sequence[Collection[Item]], among: Collection[Item]) -> None:
@@ -98,13 +114,16 @@ def _check(circuits: Sequence[Collection[Item]], among: Collection[Item]) -> Non
 class Pieces:
     """A task made ready for circuits of edges, some rows at a time.
 
-    With `denoise` it is the corrupted input that is run, and what is put at cut edges is clean.
+    With `denoise` it is the corrupted input that is run, and what is put at cut edges is clean. With `hold` rows that
+    were made ready stay so, for many calls of `run`.
     """
 
-    def __init__(self, task: Prepared, ablation: str = "resample", *, denoise: bool = False,
+    def __init__(self, task: Prepared, ablation: str = "resample", *, denoise: bool = False, hold: bool = False,
                  batch_size: int | None = None) -> None:
+        check_ablation(ablation, ABLATIONS[:1] if denoise else ABLATIONS)
         self.task, self.ablation, self.side, self.batch_size = task, ablation, int(denoise), batch_size
         self.wired = wiring(task.model, task.clean)
+        self._held: dict[int, Piece] | None = {} if hold else None
         self._maps: Maps | None = None
         self._tried = False
         self._gone: Values | None = None
@@ -115,7 +134,15 @@ class Pieces:
         return torch.arange(self.task.rows).split(PIECE)
 
     def ready(self, rows: Tensor) -> Piece:
-        """These rows made ready. Cost: about six forward passes of them."""
+        """These rows, one of `rows`, made ready. Cost: about six forward passes of them."""
+        if self._held is None:
+            return self._made(rows)
+        first = int(rows[0])
+        if first not in self._held:
+            self._held[first] = self._made(rows)
+        return self._held[first]
+
+    def _made(self, rows: Tensor) -> Piece:
         mine, wired = self.task.take(rows), self.wired
         staged = stage(wired.model, mine.questions[self.side], wired.taps)
         if not self._tried:
@@ -284,4 +311,4 @@ class Piece:
         return found
 
 
-__all__ = ["Edge", "Item", "Piece", "Pieces", "Report", "outcomes"]
+__all__ = ["Edge", "Item", "Piece", "Pieces", "Report", "outcomes", "swept"]
