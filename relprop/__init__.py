@@ -38,11 +38,13 @@ if TYPE_CHECKING:
     from .benchmark import Benchmark, benchmark
     from .circuit import Task, circuit
     from .composite import Composite
+    from .decompose import decompose
+    from .division import Division
     from .errors import IndependentOutput, LedgerError, RelpropError, UnruledOp
     from .explain import METHODS, Comparison, Explanation, compare, explain, open
     from .load import load
     from .mediation import Effects, effects
-    from .result import Circuit, Curve, Ledger, Relevance
+    from .result import Circuit, Curve, Decomposition, Ledger, Relevance
     from .subject import Subject
     from .target import Class, Contrast, Function, Probability, Target, Token
 
@@ -50,8 +52,10 @@ _HOME = {  # where each name is defined
     "errors": ("IndependentOutput", "LedgerError", "RelpropError", "UnruledOp"),
     "address": ("Address",),
     "target": ("Class", "Contrast", "Function", "Probability", "Target", "Token"),
-    "result": ("Circuit", "Curve", "Ledger", "Relevance"),
+    "result": ("Circuit", "Curve", "Decomposition", "Ledger", "Relevance"),
     "composite": ("Composite",),
+    "decompose": ("decompose",),
+    "division": ("Division",),
     "subject": ("Subject",),
     "load": ("load",),
     "explain": ("METHODS", "Comparison", "Explanation", "compare", "explain", "open"),
@@ -64,11 +68,12 @@ _MODULES = ("anatomy", "approximation", "attention", "captum", "check", "composi
             "nn", "ops", "quantus", "view", "zoo")
 
 __all__ = [
-    "METHODS", "Address", "Benchmark", "Circuit", "Class", "Comparison", "Composite", "Contrast", "Curve", "Effects",
-    "Explanation", "Function", "IndependentOutput", "Ledger", "LedgerError", "Probability", "Relevance",
-    "RelpropError", "Subject", "Target", "Task", "Token", "UnruledOp", "anatomy", "approximation", "attention",
-    "benchmark", "captum", "check", "circuit", "compare", "composite", "data", "effects", "explain", "intervene",
-    "load", "mediation", "nn", "open", "ops", "quantus", "view", "zoo",
+    "METHODS", "Address", "Benchmark", "Circuit", "Class", "Comparison", "Composite", "Contrast", "Curve",
+    "Decomposition", "Division", "Effects", "Explanation", "Function", "IndependentOutput", "Ledger", "LedgerError",
+    "Probability", "Relevance", "RelpropError", "Subject", "Target", "Task", "Token", "UnruledOp", "anatomy",
+    "approximation", "attention", "benchmark", "captum", "check", "circuit", "compare", "composite", "data",
+    "decompose", "effects", "explain", "intervene", "load", "mediation", "nn", "open", "ops", "quantus", "view",
+    "zoo",
 ]  # fmt: skip
 
 

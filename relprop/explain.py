@@ -24,6 +24,7 @@ from . import attention, baselines, composite, latents, rows, view
 from .address import Address, Spans
 from .check import ablation
 from .composite import Composite
+from .decompose import importance
 from .errors import RelpropError, Undefined
 from .load import load
 from .lrp import by_composite
@@ -456,4 +457,5 @@ def _latents(live: _Live, wanted: Address, spans: Spans | None) -> dict[str, Ten
 
 METHODS.update({name: partial(_by_composite, composite.get(name)) for name in _COMPOSITES})
 METHODS.update(attention.METHODS)
+METHODS.update(importance.METHODS)
 METHODS.update(baselines.METHODS)

@@ -122,20 +122,20 @@ def _positioned(whole: Tensor, address: Address, place: Address, batch: Batch, s
     length = whole.shape[dim]
     if whole.dim() > (2 if place.inner is None else 4 if place.unit is None else 3):
         raise ValueError(f"{address}: this model attends in windows, whose positions are not those of the input")
-    prefix = _prefix(batch, length)
+    before = prefix(batch, length)
     rows = []
-    for row, real in enumerate(_own(batch, length)):
-        own = real.nonzero().flatten()
+    for row, real in enumerate(own(batch, length)):
+        places = real.nonzero().flatten()
         try:
-            chosen = located(address.position, len(own), row=row, prefix=prefix, spans=spans,
-                             classed=_classed(batch, row, prefix))
+            chosen = located(address.position, len(places), row=row, prefix=before, spans=spans,
+                             classed=_classed(batch, row, before))
         except ValueError as cause:
             raise ValueError(f"{address.whole}{cause}") from cause
-        rows.append(whole[row].index_select(dim, own[chosen]).sum(dim))
+        rows.append(whole[row].index_select(dim, places[chosen]).sum(dim))
     return torch.stack(rows)
 
 
-def _own(batch: Batch, length: int) -> Tensor:
+def own(batch: Batch, length: int) -> Tensor:
     """Which positions of a tensor of this length are a row's own and no padding, (B, length)."""
     if isinstance(batch.units, TextUnits):
         real = ~torch.tensor(batch.units.padding)
@@ -145,7 +145,7 @@ def _own(batch: Batch, length: int) -> Tensor:
     return batch.real(length)
 
 
-def _prefix(batch: Batch, length: int) -> int | None:
+def prefix(batch: Batch, length: int) -> int | None:
     """How many of these positions stand before the patches of a picture; None for what is no picture of patches."""
     if not isinstance(batch.units, ImageUnits) or batch.units.grid is None:
         return None

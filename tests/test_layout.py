@@ -32,6 +32,7 @@ LEVELS = [
     ["zoo"],
     ["data"],
     ["load"],
+    ["decompose"],
     ["explain", "mediation"],
     ["benchmark", "circuit"],
     ["cli", "quantus"],

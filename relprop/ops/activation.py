@@ -162,7 +162,7 @@ def split_by(call: Split, rel: Tensor, x: Tensor, run: Callable[[Tensor], Tensor
     part = call.rule(rel, x, call.output, run)
     if _nothing(offset):
         return part
-    return part + call.constant(rel, x - rel, torch.as_tensor(offset, dtype=x.dtype, device=x.device))
+    return part + call.constant(rel, x, torch.as_tensor(offset, dtype=x.dtype, device=x.device))
 
 
 def split_elementwise(call: Split, input: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -179,7 +179,7 @@ def split_sum(call: Split, a: Any, b: Any, *, alpha: float = 1, sign: float = 1)
     if not (isinstance(constant, Tensor) and constant.dim() == 1 and constant.is_floating_point() and dims > 1):
         return part
     constant = constant * factor if parts[1] is None else constant
-    return part + call.constant(part, (call.output - constant) - part, constant)
+    return part + call.constant(part, call.output - constant, constant)
 
 
 def split_sub(call: Split, a: Any, b: Any, *, alpha: float = 1) -> Tensor:

@@ -413,7 +413,7 @@ def image(call: Split, rel: Tensor, product: Callable[[Tensor], Tensor], bias: T
     part = product(rel)
     if bias is None:
         return part
-    return part + call.constant(part, (call.output - bias) - part, bias)
+    return part + call.constant(part, call.output - bias, bias)
 
 
 def split_linear(call: Split, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -226,7 +226,7 @@ def by_difference(rel: Tensor, weight: Tensor | None, scale: Tensor, *, centre: 
 
 def _shifted(call: Split, rel: Tensor, input: Tensor, image: Tensor, bias: Tensor | None) -> Tensor:
     """The image of rel with its share of the bias, by the sizes that the parts had before the norm."""
-    return image if bias is None else image.add_(call.constant(rel, input - rel, bias))
+    return image if bias is None else image.add_(call.constant(rel, input, bias))
 
 
 def split_layer_norm(call: Split, input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None,
@@ -271,7 +271,7 @@ def split_batch_norm(call: Split, input: Tensor, *args: Any, **kwargs: Any) -> T
     """`F.batch_norm` in eval mode, forward: y = x a + c per channel, c shared as a bias."""
     at_zero = call.func(torch.zeros_like(input[:1]), *args, **kwargs)
     rel = each(lambda part: call.func(part, *args, **kwargs) - at_zero, call.rel(input))
-    return rel + call.constant(rel, (call.output - at_zero) - rel, at_zero)
+    return rel + call.constant(rel, call.output - at_zero, at_zero)
 
 
 def split_scale(call: Split, *args: Any, **kwargs: Any) -> Any:

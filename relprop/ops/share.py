@@ -7,22 +7,27 @@ Singh et al. 2019 (Hierarchical interpretations for neural network predictions),
 import torch
 from torch import Tensor
 
+NOISE = 64
+"""Irrelevant parts of up to so many units of the last place of a row's largest entry are rounding and count as zero."""
 
-def proportional(rel: Tensor, irrel: Tensor, constant: Tensor, *, eps: float | None = None) -> Tensor:
+
+def proportional(rel: Tensor, total: Tensor, constant: Tensor, *, eps: float | None = None) -> Tensor:
     """b |r| / (|r| + |i|), entry by entry (Singh et al. 2019, eq. 4; Hsu et al. 2024, section 3).
 
     Nothing of b is relevant where r is zero, and all of it where i is. The published code adds `eps` = 1e-8 to the
-    denominator, by which rel and irrel do not sum to the total; None: as small as keeps it off zero.
+    denominator, by which rel and irrel do not sum to the total; None: as small as keeps it off zero, with rounding of i
+    left out, which would take much of b where r passes zero.
 
-    Args: rel, irrel: (S, ...), the parts that b is added to. constant: b, broadcasts to them.
+    Args: rel: r, (S, ..., D). total: r + i, (..., D) or with the sources in front. constant: b, broadcasts to them.
     """
-    eps = torch.finfo(rel.dtype).tiny if eps is None else eps
-    size = rel.abs()
-    whole = irrel.abs().add_(size).add_(eps)
-    return size.div_(whole).mul_(constant)
+    size, rest = rel.abs(), (total - rel).abs_()
+    if eps is None:
+        rest.sub_(total.abs().amax(-1, keepdim=True).mul_(NOISE * torch.finfo(rel.dtype).eps)).clamp_(min=0)
+    rest.add_(size).add_(torch.finfo(rel.dtype).tiny if eps is None else eps)
+    return size.div_(rest).mul_(constant)
 
 
-def aside(rel: Tensor, irrel: Tensor, constant: Tensor) -> Tensor:
+def aside(rel: Tensor, total: Tensor, constant: Tensor) -> Tensor:
     """0: constants are irrelevant (Murdoch et al. 2018, section 3.2.3, without their bias terms)."""
     return torch.zeros_like(rel)
 

@@ -43,11 +43,11 @@ class Split:
     whole: bool = True
     lost: Tensor | None = field(default=None)
 
-    def constant(self, rel: Tensor, irrel: Tensor, constant: Tensor) -> Tensor:
-        """The share of a constant that is relevant, by the size of the parts that it is added to; (S, ...)."""
-        share = self.share(rel, irrel, constant)
+    def constant(self, rel: Tensor, total: Tensor, constant: Tensor) -> Tensor:
+        """The share of a constant that is relevant, by the relevant part of the total that it is added to; (S, ...)."""
+        share = self.share(rel, total, constant)
         if not self.whole:
-            self.lost = constant - share - self.share(irrel, rel, constant)
+            self.lost = constant - share - self.share(total - rel, total, constant)
         return share
 
 

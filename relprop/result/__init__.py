@@ -2,10 +2,12 @@
 
 from .circuit import Circuit
 from .curve import Curve
+from .decomposition import Decomposition
 from .effects import Effects, Summary
+from .faithfulness import Faithfulness
 from .ledger import Ledger
 from .relevance import Relevance, read, write
 from .table import Cell, Cost, Table
 
-__all__ = ["Cell", "Circuit", "Cost", "Curve", "Effects", "Ledger", "Relevance", "Summary", "Table", "read",
-           "write"]
+__all__ = ["Cell", "Circuit", "Cost", "Curve", "Decomposition", "Effects", "Faithfulness", "Ledger",
+           "Relevance", "Summary", "Table", "read", "write"]

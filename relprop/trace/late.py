@@ -29,7 +29,7 @@ class Late:
     found: Tensor | None = None
 
     @staticmethod
-    def fits(call: Split, input: Tensor, weight: Tensor, *rest: Any) -> bool:
+    def fits(call: Split, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         """Whether it is worth while to wait, for a call of `F.linear`."""
         wide = call.whole and weight.dim() == 2 and weight.shape[0] >= WIDE * weight.shape[1]
         return wide and call.rel(weight) is None and input.dim() > 1
@@ -69,7 +69,7 @@ class Late:
 
     def _image(self, part: Tensor, weight: Tensor, bias: Tensor | None, total: Tensor) -> Tensor:
         rel = F.linear(part, weight)
-        return rel if bias is None else rel + self.call.constant(rel, (total - bias) - rel, bias)
+        return rel if bias is None else rel + self.call.constant(rel, total - bias, bias)
 
 
 def _masks(index: Any) -> bool:

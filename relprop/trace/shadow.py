@@ -64,6 +64,16 @@ class Shadow(Editor):
         self._rules: dict[tuple[str, str], Any] = {}
         self._left = set(self.reads)
 
+    def rule(self, kind: str, rule: Any) -> None:
+        """From here on, ops of this kind follow this rule, wherever they are."""
+        self.division = self.division.but(rules={kind: rule}, paths={})
+        self._rules.clear()
+
+    def part(self, x: Tensor) -> Tensor | None:
+        """What is relevant of a tensor, (S, ...); None where no source reaches it."""
+        with torch._C.DisableTorchFunction():
+            return self.slot.rel(x)
+
     # -- where it stands -----------------------------------------------------------------------------------------
 
     def enter(self, path: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -121,7 +131,7 @@ class Shadow(Editor):
             output = self._split(op, func, args, kwargs)
         else:
             output = func(*args, **kwargs)
-        self._follow(op.kind, args, output)
+        self._follow(op.kind, func, args, kwargs, output)
         return output
 
     def _split(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
@@ -143,10 +153,15 @@ class Shadow(Editor):
             self.slot.put(output, late.at(args[1], output))
             return output
         call = self._call(op, func, output)
-        if op.split is linear.split_linear and Late.fits(call, *args):
+        if op.split is linear.split_linear and Late.fits(call, *args, **kwargs):
             self.slot.put(output, Late.of(call, *args, **kwargs))
             return output
-        return self._settled(op.kind, args, output, op.split(call, *args, **kwargs), call)
+        rel = op.split(call, *args, **kwargs)
+        if isinstance(rel, Tensor) and self.slot.holds(rel):  # the same by other calls, which were split
+            if hasattr(rel, _ADDED):
+                setattr(output, _ADDED, getattr(rel, _ADDED))
+            rel = self.slot.rel(rel)
+        return self._settled(op.kind, args, output, rel, call)
 
     def _call(self, op: Op, func: Any, output: Any) -> Split:
         path = self.path[-1]
@@ -212,7 +227,7 @@ class Shadow(Editor):
             self.half = "mlp"
         return self.half if kind != "add" or _joins(args) else None
 
-    def _follow(self, kind: str, args: Any, output: Any) -> None:
+    def _follow(self, kind: str, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         """What an op tells of where in a layer the model is, and of attention scores and patterns."""
         if kind == "linear" and self.half == "attention":
             if self._projected:
@@ -227,12 +242,13 @@ class Shadow(Editor):
         first = next((a for a in args if isinstance(a, Tensor) and not isinstance(a, nn.Parameter)), None)
         if kind == "softmax" or (first is not None and kind in ("move", "linear", "mul") and hasattr(first, _PATTERN)):
             setattr(output, _PATTERN, True)
-        if kind == "matmul" and len(args) > 1:
-            setattr(output, _OPERANDS, args[:2])
-        elif first is not None and kind in ("move", "mul", "add", "softmax", "linear", "activation"):
-            for mark in (_OPERANDS, *((_ADDED,) if kind == "move" else ())):
-                if hasattr(first, mark) and (mark != _ADDED or getattr(first, mark).dim() == output.dim()):
-                    setattr(output, mark, getattr(first, mark))
+        operands = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)][-2:]  # baddbmm adds first
+        if kind == "matmul" and len(operands) == 2:
+            setattr(output, _OPERANDS, operands)
+        elif first is not None and hasattr(first, _OPERANDS) and kind in _SCORED:
+            setattr(output, _OPERANDS, getattr(first, _OPERANDS))
+            if kind == "move" and hasattr(first, _ADDED) and first is args[0] and not mutates(func):
+                setattr(output, _ADDED, func(getattr(first, _ADDED).expand_as(first), *args[1:], **kwargs))
 
     def _follow_scores(self, args: Any, output: Any) -> None:
         """Keeps constants that are added to attention scores, such as masks."""
@@ -292,6 +308,10 @@ class Shadow(Editor):
             rel = activation.split_by(call, self.slot.rel(x), x, module.forward, offset)
             self._put(y, rel)
         return y
+
+
+_SCORED = frozenset({"move", "mul", "add", "softmax", "linear", "activation"})
+"""Kinds of ops on the way from a product of queries and keys to the pattern."""
 
 
 def _joins(args: Any) -> bool:
