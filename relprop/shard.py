@@ -89,6 +89,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in model.named_parameters():
         flat = value.detach().flatten()
-        sample = flat[torch.linspace(0, max(len(flat) - 1, 0), min(SAMPLE, len(flat))).long()]
+        last, count = max(len(flat) - 1, 0), min(SAMPLE, len(flat))
+        sample = flat[torch.linspace(0, last, count, dtype=torch.float64).long()]  # float32 would round past the end
         digest.update(f"{name} {tuple(value.shape)}".encode() + sample.double().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
