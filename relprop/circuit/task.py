@@ -10,13 +10,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..address import Spans
 from ..data import Matched, Pair, Pairs, matched
 from ..data import pairs as pairs_of
 from ..data.pair import token
 from ..intervene import Places, Spot
+from ..load import load
 from ..mediation import KL, LogOdds, Margin, Mass, Outcome, Question, Value, mediators_of
 from ..mediation.experiment import check_pair
 from ..mediation.outcome import outcome as outcome_of
@@ -122,7 +123,7 @@ class Prepared:
         return self.clean.rows
 
     @property
-    def model(self) -> torch.nn.Module:
+    def model(self) -> nn.Module:
         return self.subject.model
 
     def take(self, rows: Sequence[int] | Tensor) -> Prepared:
@@ -181,6 +182,17 @@ class Prepared:
                              "one length")
         return [str(position) for position in range(lengths[0])]
 
+    def patterns(self, level: str | Sequence[str]) -> list[str]:
+        """The patterns of addresses that a level is of, of which a model may not have all; see `nodes`."""
+        known = [*LEVELS, *(f"{name}{AT}" for name in LEVELS)]
+        if not isinstance(level, str):
+            return list(level)
+        if level not in known:
+            raise ValueError(f"no level {level!r} of nodes; there are {', '.join(known)}, or give a list of addresses")
+        found = LEVELS[level.removesuffix(AT)]
+        places = [f"@{place}" for place in self.positions()] if level.endswith(AT) else [""]
+        return [f"{pattern}{place}" for pattern in found for place in places]
+
     def nodes(self, level: str | Sequence[str]) -> dict[str, list[Spot]]:
         """The nodes of a level by name, in the order of the model, and what is reached for each.
 
@@ -188,14 +200,7 @@ class Prepared:
             ["L*.attn.H*@end", "L*.mlp"].
         Raises: ValueError for another level, and for one that the model does not have.
         """
-        given = not isinstance(level, str)
-        known = [*LEVELS, *(f"{name}{AT}" for name in LEVELS)]
-        if not given and level not in known:
-            raise ValueError(f"no level {level!r} of nodes; there are {', '.join(known)}, or give a list of addresses")
-        patterns = list(level) if given else LEVELS[level.removesuffix(AT)]
-        if not given and level.endswith(AT):
-            places = self.positions()
-            patterns = [f"{pattern}@{place}" for pattern in patterns for place in places]
+        given, patterns = not isinstance(level, str), self.patterns(level)
         found: dict[str, list[Spot]] = {}
         for pattern in patterns:
             try:
@@ -212,6 +217,20 @@ class Prepared:
 def _order(entry: tuple[str, list[Spot]]) -> tuple[int, str]:
     address = entry[1][0].site.address
     return -1 if address.layer is None else address.layer, address.part
+
+
+def posed(subject: str | Subject | nn.Module | tuple, task: Task | Pairs | str | Prepared, *, metric: object = None,
+          seed: int = 0) -> Prepared:
+    """A task ready for a model, from what a caller gives for both; with another metric, if one is given.
+
+    Raises: as of `Task.named` and `Task.prepared`.
+    """
+    if isinstance(task, Prepared):
+        return task if metric is None else replace(task.task, metric=metric).prepared(task.subject)
+    subject = subject if isinstance(subject, Subject) else load(*subject) if isinstance(subject, tuple) \
+        else Subject.from_module(subject) if isinstance(subject, nn.Module) else load(subject)
+    task = task if isinstance(task, Task) else Task.named(subject, task, seed=seed)
+    return (task if metric is None else replace(task, metric=metric)).prepared(subject)
 
 
 def check_ablation(ablation: str, known: Sequence[str] = ABLATIONS) -> str:
