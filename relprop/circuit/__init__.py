@@ -27,15 +27,15 @@ from torch import Tensor, nn
 from .. import shard
 from ..data import Pairs
 from ..errors import Undefined
-from ..load import load
 from ..numerics import tolerance
 from ..result import Circuit
 from ..still import settled
 from ..subject import Subject
-from .task import ABLATIONS, AT, LEVELS, METRICS, Prepared, Task, check_ablation
+from .task import ABLATIONS, AT, LEVELS, METRICS, Prepared, Task, check_ablation, posed
 
 NODES = (*LEVELS, *(f"{level}{AT}" for level in LEVELS))
 """Levels whose items are nodes."""
+BOTH = (*NODES, "edges")
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,19 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "random": Method("chance:random"),
+    "exact": Method("exact:exact", BOTH),
+    "acdc": Method("acdc:acdc", ("edges",)),
+    "atp": Method("gradient:atp", measures=True),
+    "eap": Method("gradient:eap", BOTH, measures=True),
+    "eap-ig": Method("gradient:eap_ig", BOTH, measures=True),
+    "clean-corrupted": Method("gradient:clean_corrupted", BOTH, measures=True),
+    "relp": Method("gradient:relp", BOTH, measures=True),
+    "gim": Method("gradient:gim", BOTH, measures=True),
 }
 """Every method by name."""
 
 
-def circuit(subject: str | Subject | nn.Module | tuple, task: Task | Pairs | str, method: str = "cdt", *,
+def circuit(subject: str | Subject | nn.Module | tuple, task: Task | Pairs | str | Prepared, method: str = "cdt", *,
             level: str | Sequence[str] = "heads", ablation: str = "resample", options: Mapping[str, Any] | None = None,
             batch_size: int | None = None, seed: int = 0, show_progress: bool = False) -> Circuit:
     """The score of every node or edge of a model on a task: a circuit of all, to be narrowed by `top` or `threshold`.
@@ -83,16 +91,13 @@ def circuit(subject: str | Subject | nn.Module | tuple, task: Task | Pairs | str
         option, or inputs that are no pairs, as of `Task.prepared`; Undefined for a metric that is equal on both.
     """
     row, run, given = _method(method, level, ablation, options or {})
-    subject = subject if isinstance(subject, Subject) else load(*subject) if isinstance(subject, tuple) \
-        else Subject.from_module(subject) if isinstance(subject, nn.Module) else load(subject)
-    task = task if isinstance(task, Task) else Task.named(subject, task, seed=seed)
-    prepared = task.prepared(subject)
+    prepared = posed(subject, task, seed=seed)
     if not row.measures:
         changes(prepared)
     known = signature(run).parameters
     shared = {"seed": seed, "batch_size": batch_size, "show_progress": show_progress}
     began = time.perf_counter()
-    with settled(subject.model):
+    with settled(prepared.model):
         found = run(prepared, level=level, ablation=ablation, **given,
                     **{name: value for name, value in shared.items() if name in known})
     if row.measures and not abs(found.total or 0) > 0:
