@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 import relprop
 from relprop import cli, data
 from relprop.errors import Undefined
-from relprop.mediation import LogOdds
+from relprop.mediation import LogOdds, Subset, Subsets, Value, subset, subsets, tracing
+from relprop.target import Probability, Token
 
 BASE, OTHER = "A wonderful film.", "A terrible film."
 REVIEW = ["--base", BASE, "--counterfactual", OTHER]
@@ -104,7 +105,47 @@ def test_neurons_by_an_estimate_and_a_sweep_that_goes_on(tmp_path):
     assert first == again and any((tmp_path / "sweep").iterdir())
 
 
+def test_a_subset_is_the_librarys(tmp_path):
+    asked = [*REVIEW, "--outcome", "POSITIVE", "--subset", 2]
+    printed = good(*asked, "-o", tmp_path / "few", "--resume", tmp_path / "steps").stdout
+    assert {path.name for path in (tmp_path / "few").iterdir()} == {f"subset.{one}" for one in cli.mediation.WRITTEN}
+    found = Subset.open(tmp_path / "few" / "subset.json")
+    expected = subset("reviews-bert", BASE, OTHER, "POSITIVE", k=2)
+    assert found.chosen == expected.chosen and found.effects.equal(expected.effects) and found.about["data"] == "texts"
+    assert f"2: + {found.chosen[1]}: together" in printed and (tmp_path / "steps" / "config.json").is_file()
+    good(*asked, "--each-layer", "-o", tmp_path / "layers.json")
+    several, layers = Subsets.open(tmp_path / "layers.json"), subsets("reviews-bert", BASE, OTHER, "POSITIVE", k=2)
+    assert list(several) == ["", "L0", "L1", "L2", "L3"] and several[""].effects.equal(found.effects)
+    assert all(several[name].effects.equal(one.effects) for name, one in layers.items())
+
+
+def test_causal_tracing_is_the_librarys(stories, tmp_path):
+    good("--base", BASE, "--noise", "wonderful", "--at", "L1@*", "-o", tmp_path / "map.json")
+    found = relprop.Effects.open(tmp_path / "map.json")
+    expected = tracing("reviews-bert", BASE, corrupt=2, at="L1@*")
+    assert found.mediators == expected.mediators and found.indirect.equal(expected.indirect)
+    assert found.total.abs().min() > 1e-3 and found.about["corrupt"] == "wonderful"
+    good("-m", stories, "--data", stories / "pairs.jsonl", "--noise", "who", "--at", "L*.mlp@3", "--window", 2,
+         "-o", tmp_path / "who.json")
+    pairs = data.pairs(stories / "pairs.jsonl").take([0, 1])
+    subject = relprop.load(str(stories))
+    who = relprop.Effects.open(tmp_path / "who.json")
+    expected = tracing(subject, pairs.bases, LogOdds(*data.matched(subject, pairs).continuations), corrupt=1, window=2,
+                       at="L*.mlp@3")
+    assert who.indirect.equal(expected.indirect) and who.outcome == "log P(' he') - log P(' she')"
+    one = json.loads(good("-m", stories, "--base", "The nurse said that", "--noise", "1", "--continuation", " he",
+                          "--at", "L0@1", "--json").stdout)
+    he = subject.tokenizer.encode(" he", add_special_tokens=False)[0]
+    assert one["counterfactual"] == tracing(subject, "The nurse said that", Probability(Token(he)), corrupt=1,
+                                            at="L0@1").counterfactual.tolist()
+
+
 @pytest.mark.parametrize("arguments, said", [
+    ([*REVIEW, "--each-layer"], "--each-layer goes with --subset"), ([*REVIEW, "--window", "2"], "goes with --noise"),
+    ([*REVIEW, "--subset", "2", "--estimate", "relevance"], "--subset does not go with --estimate"),
+    ([*REVIEW, "--noise", "film"], "--noise does not go with --counterfactual"),
+    (["--base", BASE, "--noise", "film", "--subset", "2"], "--subset does not go with --noise"),
+    (["--base", BASE, "--noise", "awful"], "input 0 has no such words"),
     ([*REVIEW, "--verify", "3"], "verify"), ([*REVIEW, "--estimate", "guess"], "guess"),
     ([], "give --data, or --base"), (["--base", BASE], "give --data, or --base"),
     (["--data", "digits-swap", *REVIEW], "give --data, or --base"),
@@ -145,7 +186,7 @@ def test_a_small_ratio_is_no_zero_because_another_one_is_large():
     from relprop.mediation.measurement import check_defined
 
     class Asked:
-        subject = relprop.load("reviews-bert")
+        subject, outcome = relprop.load("reviews-bert"), Value("POSITIVE")
 
     base, changed = torch.tensor([1e-6, 1e6]).double(), torch.tensor([2e-6, 3e6]).double()
     found = {"base": base, "counterfactual": changed, "indirect_outcome": torch.stack([base, changed])}

@@ -116,14 +116,19 @@ def test_every_position_stands_for_itself():
 
 def test_it_is_told_and_drawn(tmp_path):
     found = tracing("reviews-bert", "A wonderful film.", corrupt="film", spans={"film": [[2, 3]]}, draws=2)
-    assert found.about["corrupted"] == [2, 3] and found.about["draws"] == 2 and found.outcome == "P(prediction)"
+    same = tracing("reviews-bert", "A wonderful film.", corrupt="wonderful film", draws=2)
+    assert same.indirect.equal(found.indirect) and same.about["corrupt"] == "wonderful film"
+    assert found.about["corrupted"] == same.about["corrupted"] == [2, 3]
+    assert found.about["draws"] == 2 and found.outcome == "P(prediction)"
     assert float(found.counterfactual[0]) > 0.5 and found.about["noise"] > 0
     words = found.save(tmp_path / "map.html").read_text()
     assert "2 wonderful *" in words and "* under noise" in words and "restor" in words
 
 
 @pytest.mark.parametrize("options, said", [
-    (dict(corrupt="77"), "positions"), (dict(corrupt="job"), "no span of this name"), (dict(window=0), "window is 0"),
+    (dict(corrupt="77"), "positions"), (dict(corrupt="job"), "no span of this name"),
+    (dict(corrupt="9-12"), "positions"),
+    (dict(window=0), "window is 0"),
     (dict(draws=0), "draws 0"), (dict(strength=0), "strength"), (dict(scale="log"), "scale"),
     (dict(at="L9@*"), "no layer 9")])
 def test_bad_input_is_told(options, said):

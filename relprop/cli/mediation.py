@@ -4,8 +4,8 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KINDS = ("total", "direct", "indirect")
 WRITTEN = ("html", "png", "svg", "json", "csv")
 """What is written of effects into a folder."""
-EVERY = "@*"  # each position for itself
+TRACED = "L*@*"  # what is restored under noise
 SHOWN = 4  # choices of two candidates that reports tell, at most
 
 Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help=(
@@ -57,7 +57,7 @@ Kind = Annotated[list[str] | None, typer.Option("--kind", metavar="KIND", help=(
 Scale = Annotated[str, typer.Option("--scale", metavar="SCALE", help="difference, or ratio: y / y(base) - 1.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help=(
     "Save to this file: .png, .svg, .pdf, .html, .json, .safetensors, .csv. Or a folder, for "
-    f"{', '.join(f'effects.{suffix}' for suffix in WRITTEN)}."
+    f"{', '.join(f'effects.{suffix}' for suffix in WRITTEN)}; with --subset subset.html ..."
 ))]  # fmt: skip
 Count = Annotated[int, typer.Option("--count", metavar="N", min=1, help="Pairs of the data, at most.")]
 Estimate = Annotated[str | None, typer.Option("--estimate", metavar="METHOD", help=(
@@ -71,6 +71,18 @@ Resume = Annotated[Path | None, typer.Option("--resume", metavar="FOLDER", help=
     "Write the sweep here as it goes; the same command goes on where one was stopped, and under accelerate launch -m "
     "relprop mediate ... several processes share it."
 ))]  # fmt: skip
+Few = Annotated[int | None, typer.Option("--subset", metavar="K", min=1, help=(
+    "Choose few mediators, at most K, that do together what all do: one after the other, each time the one that adds "
+    "most."
+))]  # fmt: skip
+EachLayer = Annotated[bool, typer.Option("--each-layer", help="With --subset: within each layer, too.")]
+Corrupt = Annotated[str | None, typer.Option("--noise", metavar="WHERE", help=(
+    "Causal tracing, without a counterfactual: noise on these positions of the embedded base, and each place restored "
+    "alone. Words of the text, a span of the data such as profession, or positions, 2 or 1-3. [default of --at: L*@*]"
+))]  # fmt: skip
+Window = Annotated[int | None, typer.Option("--window", metavar="N", min=1, help=(
+    "With --noise: restore so many layers together. [default: 1]"
+))]  # fmt: skip
 PromptOnly = Annotated[bool, typer.Option("--prompt-only", help=(
     "Change mediators at the prompt's positions alone, not at those of the continuation."
 ))]  # fmt: skip
@@ -80,38 +92,143 @@ def mediate(
     model: Model = None, data: Data = None, base: Base = None, counterfactual: Counterfactual = None,
     continuation: Continuations = None, outcome: Outcome = None, at: At = None, kind: Kind = None,
     scale: Scale = "difference", output: Output = None, count: Count = 100, prompt_only: PromptOnly = False,
-    estimate: Estimate = None, verify: Verify = None, resume: Resume = None,
+    estimate: Estimate = None, verify: Verify = None, subset: Few = None, each_layer: EachLayer = False,
+    noise: Corrupt = None, window: Window = None, resume: Resume = None,
     as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None, seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Find the heads, neurons or layers that carry an effect.
 
     Examples: relprop mediate --data digits-swap
     --at 'L*.attn.H*' -o effects/; relprop mediate -m gpt2 --data
-    professions:professions.json --outcome ratio --scale ratio.
+    professions:professions.json --outcome ratio --scale ratio;
+    relprop mediate -m gpt2 --base "The Space Needle is in the
+    city of" --continuation ' Seattle' --noise 'Space Needle'.
     """
-    target, kinds = _saved_later(output), listed(kind) or list(KINDS)
+    _check(subset, each_layer, noise, window, {"estimate": estimate, "verify": verify, "kind": kind, "resume": resume,
+                                               "prompt-only": prompt_only, "counterfactual": counterfactual})
+    target, kinds = _saved_later(output, "effects" if subset is None else "subset"), listed(kind) or list(KINDS)
     if not set(kinds) <= set(KINDS):
         raise ValueError(f"kinds of effect are {', '.join(KINDS)}, not {', '.join(kinds)}")
-    pairs = _pairs(data, base, counterfactual, continuation, count, seed)
-    subject = subject_of(BUNDLED[pairs.modality] if model is None else model, device or own_device(), dtype)
-    from ..mediation import effects
-
-    matched = _matched(subject, pairs)
-    found = effects(
-        subject, matched.base, matched.counterfactual, _outcome(outcome, subject, matched), spans=matched.spans,
-        at=_places(at or ["L*.attn.H*"], matched), kind=kinds, scale=scale, prompt_only=prompt_only,
-        estimate=estimate, verify=verify, out=resume, batch_size=batch_size, seed=seed, show_progress=watched(),
-    )  # fmt: skip
+    alone = noise is not None and data is None and base is not None
+    given = _Clean(base, tuple(continuation or ())) if alone else \
+        _Changed(_pairs(data, base, counterfactual, continuation, count, seed))
+    subject = subject_of(BUNDLED[given.modality] if model is None else model, device or own_device(), dtype)
+    matched = given.matched(subject)
+    shared = {"at": _places(at or [TRACED if noise else "L*.attn.H*"], matched), "scale": scale,
+              "batch_size": batch_size, "show_progress": watched()}
+    asked = _outcome(outcome, subject, matched)
+    if noise is not None:
+        found = _traced(subject, matched, asked, corrupt=noise, window=window or 1, seed=seed, **shared)
+    elif subset is not None:
+        found = _few(subject, matched, asked, each_layer, resume, k=subset, prompt_only=prompt_only, **shared)
+    else:
+        found = _effects(subject, matched, asked, kind=kinds, prompt_only=prompt_only, estimate=estimate,
+                         verify=verify, out=resume, seed=seed, **shared)
     if os.environ.get("RANK", "0") != "0":
         return
-    found = replace(found, outcome=_named(found.outcome, pairs), about={**_told(pairs), **found.about})
+    found = _with(found, lambda one: replace(one, outcome=_named(one.outcome, given.words),
+                                             about={**_told(given), **one.about}))
     for path in target:
         found.save(path)
     said = "" if not target else f"\n\nSaved: {' '.join(map(str, target))}"
     typer.echo(json.dumps(found.to_dict(), allow_nan=False) if as_json else found.summary() + said)
 
 
-def _saved_later(output: Path | None) -> list[Path]:
+def _check(subset: int | None, each_layer: bool, noise: str | None, window: int | None, others: dict[str, Any]) -> None:
+    """Raises: ValueError for options that do not go together."""
+    for alone, needed in ((each_layer and subset is None and "each-layer", "subset"),
+                          (window is not None and noise is None and "window", "noise")):
+        if alone:
+            raise ValueError(f"--{alone} goes with --{needed}; give it too")
+    asked = [name for name, value in (("subset", subset), ("noise", noise)) if value is not None]
+    against = {"subset": ("estimate", "verify", "kind"),
+               "noise": ("estimate", "verify", "kind", "resume", "prompt-only", "counterfactual")}
+    wrong = [other for one in asked for other in against[one] if others[other]] + asked[1:]
+    if wrong:
+        raise ValueError(f"--{asked[0]} does not go with --{wrong[0]}; leave one of them out")
+
+
+def _effects(subject: Subject, matched: Matched, asked: Any, **options: Any) -> Any:
+    """The effects of each mediator alone."""
+    from ..mediation import effects
+
+    return effects(subject, matched, None, asked, **options)
+
+
+def _few(subject: Subject, matched: Matched, asked: Any, each_layer: bool, resume: Path | None, **options: Any) -> Any:
+    """A subset of all, and with `each_layer` one of each layer beside it."""
+    from ..mediation import Subsets, subset, subsets
+
+    under = lambda name: None if resume is None else resume / name
+    if not each_layer:
+        return subset(subject, matched, None, asked, out=resume, **options)
+    return Subsets({"": subset(subject, matched, None, asked, out=under("all"), **options),
+                    **subsets(subject, matched, None, asked, out=under("layers"), **options)})
+
+
+def _traced(subject: Subject, matched: Matched, asked: Any, **options: Any) -> Any:
+    """What restoring each place gives back; of one next token its probability, as of the prediction."""
+    from ..mediation import tracing
+    from ..target import Probability, Token
+
+    if isinstance(asked, list) and all(isinstance(one, Token) for one in asked):
+        asked = [Probability(one) for one in asked]
+    return tracing(subject, matched.base, asked, spans=matched.spans, **options)
+
+
+def _with(found: Any, change: Callable[[Any], Any]) -> Any:
+    """Effects or a subset changed; of several subsets each."""
+    return type(found)({name: change(one) for name, one in found.items()}) if isinstance(found, dict) else change(found)
+
+
+@dataclass(frozen=True)
+class _Changed:
+    """Pairs of inputs."""
+
+    pairs: Pairs
+
+    @property
+    def modality(self) -> str:
+        return self.pairs.modality
+
+    @property
+    def name(self) -> str:
+        return self.pairs.name
+
+    @property
+    def words(self) -> list[tuple[str, ...]]:
+        """The continuations of each."""
+        return [one.continuations for one in self.pairs.pairs]
+
+    def matched(self, subject: Subject) -> Matched:
+        return _matched(subject, self.pairs)
+
+
+@dataclass(frozen=True)
+class _Clean:
+    """Texts without a counterfactual, each with the same continuations."""
+
+    texts: Sequence[str]
+    continuations: tuple[str, ...]
+    modality: str = "text"
+    name: str = "texts"
+
+    @property
+    def words(self) -> list[tuple[str, ...]]:
+        """The continuations of each."""
+        return [self.continuations] * len(self.texts)
+
+    def matched(self, subject: Subject) -> Matched:
+        """Both sides alike."""
+        from ..data import Matched
+        from ..data.pair import ids
+
+        batch, of_tokens = subject.prepare(list(self.texts)), subject.targets(None, 1).vocabulary.of_tokens
+        each = tuple([ids(one, subject.tokenizer) if of_tokens else one] * batch.rows for one in self.continuations)
+        return Matched(batch, batch, None, each, {}, {})
+
+
+def _saved_later(output: Path | None, name: str) -> list[Path]:
     """The files that will be written; raises what that would, before anything has been computed."""
     if output is None:
         return []
@@ -120,7 +237,7 @@ def _saved_later(output: Path | None) -> list[Path]:
     if output.suffix and not output.is_dir():
         return [checked(output)]
     output.mkdir(parents=True, exist_ok=True)
-    return [output / f"effects.{suffix}" for suffix in WRITTEN]
+    return [output / f"{name}.{suffix}" for suffix in WRITTEN]
 
 
 def _pairs(data: str | None, base: Sequence[str] | None, counterfactual: Sequence[str] | None,
@@ -190,20 +307,19 @@ def _outcome(asked: str | None, subject: Subject, pairs: Matched) -> Any:
     return two[asked or "log-odds"](*pairs.continuations)
 
 
-def _named(outcome: str, pairs: Pairs) -> str:
+def _named(outcome: str, words: Sequence[tuple[str, ...]]) -> str:
     """The outcome's name, its candidates by their words where all pairs have the same."""
-    words = {one.continuations for one in pairs.pairs}
-    first = next(iter(words)) if len(words) == 1 else ()
+    first = words[0] if len(set(words)) == 1 else ()
     for letter, word in zip("ab", first):
         outcome = outcome.replace(f"P({letter})", f"P({word!r})")
     return outcome
 
 
-def _told(pairs: Pairs) -> dict[str, Any]:
+def _told(given: _Changed | _Clean) -> dict[str, Any]:
     """What reports say of the pairs: their name, and what a and b are where they differ from pair to pair."""
-    words = list(dict.fromkeys(one.continuations for one in pairs.pairs))
+    words = list(dict.fromkeys(given.words))
     differ = 1 < len(words) <= SHOWN and len(words[0]) == 2
-    return {"data": pairs.name, **({"a, b": "; or ".join(f"{a!r}, {b!r}" for a, b in words)} if differ else {})}
+    return {"data": given.name, **({"a, b": "; or ".join(f"{a!r}, {b!r}" for a, b in words)} if differ else {})}
 
 
 def _single(each: Sequence[Any], subject: Subject) -> list[Any]:
@@ -225,18 +341,9 @@ def _single(each: Sequence[Any], subject: Subject) -> list[Any]:
 
 def _places(patterns: Sequence[str], pairs: Matched) -> list[str]:
     """The patterns, with `@*` as every position that all rows have."""
-    from ..tokens import TextUnits
+    from ..mediation.tracing import everywhere
 
-    units = pairs.base.units
-    if not any(one.endswith(EVERY) for one in patterns):
-        return list(patterns)
-    if isinstance(units, TextUnits):
-        names = [f"@{at}" for at in range(min(row.count(False) for row in units.padding))]
-    elif units.grid is not None:
-        names = ["@cls", *(f"@p{patch}" for patch in range(units.grid[0] * units.grid[1]))]
-    else:
-        raise ValueError(f"{EVERY} needs tokens or patches, and this model's input has neither")
-    return [one.removesuffix(EVERY) + name for one in patterns for name in (names if one.endswith(EVERY) else [""])]
+    return everywhere(list(patterns), pairs.base)
 
 
 __all__ = ["mediate"]

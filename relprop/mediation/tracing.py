@@ -1,7 +1,7 @@
 """Causal tracing: noise is put on a part of the input, and each place restored alone to its clean value.
 
     >>> import relprop
-    >>> found = tracing("reviews-bert", "A wonderful film.", "POSITIVE", corrupt="2", draws=2)
+    >>> found = tracing("reviews-bert", "A wonderful film.", "POSITIVE", corrupt="wonderful", draws=2)
     >>> bool(found.total > 0), len(found.mediators) == 4 * 6
     (True, True)
 
@@ -11,6 +11,7 @@ associations in GPT), section 2.
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..address import Spans
+from ..data.alignment import word_of_tokens
 from ..intervene import Noise, Places, Spot, canonical
 from ..intervene.change import Shapes
 from ..intervene.inputs import real_of
@@ -44,6 +46,8 @@ EVERY = "@*"
 """At the end of a pattern: each position for itself."""
 WHERE = "embed"
 """What noise is put on."""
+_WORDS = "words"  # the span of words that are under noise
+_POSITIONS = re.compile(r"cls|-?p?\d+([-,]-?p?\d+)*")
 
 
 def tracing(subject: str | Subject | nn.Module | tuple, inputs: object, outcome: object = None, *, corrupt: str | int,
@@ -56,7 +60,8 @@ def tracing(subject: str | Subject | nn.Module | tuple, inputs: object, outcome:
         subject, outcome, scale, spans, batch_size, resamples, seed: as of `effects`; an outcome of None is the
             probability of what the clean run predicts.
         inputs: clean inputs; see `Subject.prepare`.
-        corrupt: the positions under noise, as after the @ of an address: 2, "1-3", "-4", the name of a span, "p12".
+        corrupt: the positions under noise: as after the @ of an address, 2, "1-3", "-4", "p12", the name of a span; or
+            words of every text, "Space Needle", where they come first in it.
         at: what is restored, as of `effects`; "@*" is each position that all rows have, for itself.
         window: restore as many layers around each one together, as the paper does with 10 of attention and of MLPs.
         strength: standard deviation of the noise, in that of the entries of the embedded inputs.
@@ -71,8 +76,11 @@ def tracing(subject: str | Subject | nn.Module | tuple, inputs: object, outcome:
     if scale not in SCALES:
         raise ValueError(f"effects are on the scale {' or '.join(SCALES)}, not {scale!r}")
     asked = _task(subject, inputs, outcome, spans, batch_size)
+    where = corrupt
+    if isinstance(corrupt, str) and corrupt not in (spans or {}) and not _POSITIONS.fullmatch(corrupt):
+        where, asked = _WORDS, replace(asked, spans={**(spans or {}), _WORDS: _worded(asked.base, corrupt, spans)})
     with ready(asked.subject.model):
-        noise = _Noise.of(asked, corrupt, strength, seed)
+        noise = _Noise.of(asked, where, strength, seed)
         mediators = windowed(mediators_of(asked.subject, asked.base, everywhere(at, asked.base)), window)
         total = len(mediators) * len(asked.pieces) * len(asked.pairs) * draws
         with progress(total, show_progress) as report:
@@ -100,6 +108,27 @@ def everywhere(at: At, batch: Batch) -> At:
         raise ValueError(f"{EVERY} needs tokens or patches, and this model's input has neither")
     return [str(one).removesuffix(EVERY) + name for one in several(at)
             for name in (names if str(one).endswith(EVERY) else [""])]
+
+
+def _worded(batch: Batch, words: str, spans: Spans | None) -> list[list[int]]:
+    """Where these words stand first in each text, as positions without padding.
+
+    Raises: ValueError for a text that does not have them.
+    """
+    units = batch.units
+    texts = units.texts if isinstance(units, TextUnits) else [""]
+    found = []
+    for row, text in enumerate(texts):
+        start = text.find(words)
+        if start < 0:
+            known = ", ".join(spans or ()) or "of which none is given"
+            raise ValueError(f"noise on {words!r}: input {row} has no such words, and there is no span of this name; "
+                             f"give words of every text, positions such as 1-3, or the name of a span, {known}")
+        own = [place for place, gone in enumerate(units.padding[row]) if not gone]
+        offsets = [(0, 0) if units.special[row][place] else units.offsets[row][place] for place in own]
+        told = word_of_tokens(offsets, [(start, start + len(words))])
+        found.append([at for at, word in enumerate(told) if word >= 0])
+    return found
 
 
 def windowed(mediators: Mapping[str, Sequence[Spot]], window: int) -> dict[str, list[Spot]]:

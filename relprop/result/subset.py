@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from torch import Tensor
 
 from . import archive
+from .number import amount, percent
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -126,6 +127,19 @@ class Subset(_Filed):
         frame = DataFrame({name: one.tolist() if isinstance(one, Tensor) else one for name, one in columns.items()})
         return frame.set_index(frame.index + 1).rename_axis("count")
 
+    def summary(self) -> str:
+        """A few lines: how few have what all do, and the effect of the first of them together, one more in each line.
+        """
+        whole, few = float(self.whole.mean()), self.reaches() if self.whole.mean() else None
+        count = f"{self.rows} example{'s' * (self.rows != 1)}"
+        said = f"{few} reach it" if few else f"{len(self.chosen)} do not reach it"
+        lines = [f"{self.outcome}: total effect {amount(float(self.total.mean()), 3)} ({self.scale}, {count}), all "
+                 f"{len(self.mediators)} mediators together {amount(whole, 3)}; {said}"]
+        for line in self.table().itertuples():
+            lines.append(f"  {line.Index}: + {line.mediator}: together {amount(line.effect, 3)}, sum of parts "
+                         f"{amount(line.parts, 3)}" + (f", {percent(line.share)} of all" if whole else ""))
+        return "\n".join(lines)
+
     @property
     def rows(self) -> int:
         """Examples."""
@@ -154,6 +168,10 @@ class Subsets(_Filed, dict[str, Subset]):
         from pandas import concat
 
         return concat({name or "none": one.table() for name, one in self.items()}, names=["of"])
+
+    def summary(self) -> str:
+        """The summaries of all, one beneath the other."""
+        return "\n".join(f"{name or 'all'}: {one.summary()}" for name, one in self.items())
 
     def tree(self) -> dict:
         """Plain data and tensors."""

@@ -35,7 +35,7 @@ def account(effects: Effects) -> str:
         boards=[_board(effects, part, kind) for part in parts if part.shape == "board"],
         pictures=_pictures(effects, kind), heads=_heads(effects), said=pattern.scale(),
         clouds=[_cloud(effects, part, kind) for part in parts if part.shape == "cloud"],
-        bars=bars.pages(effects) if kinds else None, inks=bars.INKS, examples=_examples(effects), facts=_facts(effects))
+        bars=bars.pages(effects) if kinds else None, examples=_examples(effects), facts=_facts(effects))
 
 
 def _line(effects: Effects, name: str, kinds: list[str], kind: str) -> dict:

@@ -52,7 +52,7 @@ def strongest(effects: Effects) -> list[str]:
 def told(effects: Effects) -> str:
     """What the bars show, in words."""
     left_out = [kind for kind in effects.kinds if kind not in drawn(effects)]
-    return ("mean over examples" + (" with 95 % interval" if len(effects.base) > 1 else "")
+    return (("mean over examples with 95 % interval" if len(effects.base) > 1 else "one example")
             + f"; {main(effects)} effects decide what is strongest"
             + (f"; {' and '.join(left_out)} effects are far larger" if left_out else ""))
 
@@ -113,7 +113,8 @@ def pages(effects: Effects) -> dict:
                          "span": span, "told": f"{name}: {kind} {signed(mean)}"})
     return {"bars": bars, "names": names, "zero": x(0.0), "width": _ACROSS, "high": 0.8 * _HIGH,
             "height": top(_extent(effects)[-1] + 1.2), "low": printed(low, 3), "end": printed(high, 3),
-            "kinds": drawn(effects), "told": told(effects), "scale": effects.scale}
+            "inks": {**INKS, "indirect": "#7a5cb8"}, "kinds": drawn(effects), "told": told(effects),
+            "scale": effects.scale}
 
 
 def plain_ticks(ticks: list) -> None:

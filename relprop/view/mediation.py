@@ -75,17 +75,16 @@ def subheading(effects: Effects) -> list[str]:
             f"{len(effects.mediators)} mediators"]
     pair = effects.about.get("pair")
     if "corrupted" in effects.about:
-        return [*said, _noise(effects)]
+        return [f"{said[0]}; {_noise(effects)}", *([pair[0]] if pair else [])]
     return [*said, *([f"{pair[0]} → {pair[1]}" + (" (and others)" if count > 1 else "")] if pair else [])]
 
 
 def _noise(effects: Effects) -> str:
     """What was under noise in causal tracing, in words."""
     about = effects.about
-    pair, draws, window = about.get("pair"), about["draws"], about.get("window", 1)
-    what = "each place" if window == 1 else f"{window} layers around each place"
-    return (f"{pair[0] + ': ' if pair else ''}what is given back by restoring {what} alone; * under noise of standard "
-            f"deviation {printed(about['noise'], 3)}, {f'means of {draws} draws' if draws > 1 else 'one draw'}")
+    what = "each place" if about["window"] == 1 else f"{about['window']} layers around each place"
+    return (f"{what} restored alone; * under noise of standard deviation {printed(about['noise'], 3)}, "
+            f"{'means of ' if about['draws'] > 1 else ''}{about['draws']} draw{'s' * (about['draws'] != 1)}")
 
 
 def interval(effects: Effects, kind: str, index: int) -> str:
