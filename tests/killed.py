@@ -1,4 +1,4 @@
-"""A script that is stopped in the middle, the hard way."""
+"""Scripts that are stopped in the middle, the hard way, or run by several processes."""
 from __future__ import annotations
 
 import os
@@ -22,3 +22,12 @@ def killed(script: str | Path, far_enough: Callable[[], bool], **environment: st
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def together(script: str | Path, processes: int = 2) -> None:
+    """Runs the script by several processes, and fails if one does. By `torchrun`: on a machine without GPUs `accelerate
+    launch` starts a single process, whatever it is asked for.
+    """
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), script]
+    made = subprocess.run(run, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    assert made.returncode == 0, made.stderr

@@ -4,8 +4,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from killed import killed
+from killed import killed, together
 from torch import nn
 from typer.testing import CliRunner
 
@@ -406,15 +404,10 @@ def test_a_run_that_is_killed_goes_on_and_counts_nothing_twice(tmp_path):
 
 def test_two_processes_give_the_table_of_one(tmp_path):
     out = tmp_path / "out"
-    options = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-               "--cpu", "--main_process_port", "0"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *options, script(tmp_path, "truth", out)]
-    made = subprocess.run(launch, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-                          timeout=300)
-    assert made.returncode == 0, made.stderr
+    together(script(tmp_path, "truth", out))
     alone = run({"truth": truth, "wrong": wrong}, SHARED_METRICS, out=tmp_path / "alone", batch_size=2)
-    together = open_benchmark(out)
-    assert together.cells == alone.cells and together.about == alone.about
+    both = open_benchmark(out)
+    assert both.cells == alone.cells and both.about == alone.about
     assert rows(out) == rows(tmp_path / "alone")
 
 
