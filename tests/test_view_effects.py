@@ -17,6 +17,7 @@ from relprop.result.number import signed
 from relprop.view import color
 from relprop.view.account import _board
 from relprop.view.mediation import columns, found, grid, layers, rounded
+from relprop.view.spread import spread
 
 HEADS = [f"L{layer}.attn.H{head}" for layer in range(3) for head in range(4)]
 
@@ -222,3 +223,19 @@ def test_any_subset_is_drawn(found, tmp_path):
         assert found.save(tmp_path / f"it{suffix}").stat().st_size > 100
     assert view.selection(Subset.open(tmp_path / "it.json")) == view.selection(found)
     assert "nan" not in view.selection(found)
+
+
+def test_layers_and_curves_have_intervals_of_groups():
+    number = [0, 0, 1, 1, 1, 2, 3, 3]
+    torch.manual_seed(0)
+    values = torch.randn(5, 8, dtype=torch.float64)
+    sums = torch.stack([(values - values.mean(1, keepdim=True))[:, [at for at in range(8) if number[at] == one]].sum(1)
+                        for one in range(4)])
+    assert_close(spread(values, {"grouped": number}), 1.96 * (4 / 3 * (sums**2).sum(0)).sqrt() / 8)
+    assert_close(spread(values, {}), 1.96 * values.std(1) / 8**0.5)
+    assert spread(values, {"grouped": [0] * 8}).abs().max() == 0 == spread(values[:, :1], {}).abs().max()
+    mean, low, high = layers(made(grouped=number, groups=4), arranged(HEADS)[0], "indirect")
+    each = made().indirect.view(3, 4, 8).sum(1)
+    assert_close(high - mean, spread(each, {"grouped": number}))
+    assert_close(mean - low, spread(each, {"grouped": number}))
+    assert any("8 examples in 4 groups" in word for word in said(view.mediation(made(grouped=number, groups=4))))

@@ -113,9 +113,7 @@ def result(task: Task, mediators: tuple[str, ...], found: Found, *, scale: str, 
     """
     check_defined(task, found, scale)
     names = ("indirect_outcome", "direct_outcome", "controlled_outcome")
-    about = {"model": task.subject.name, **scene(task), "prompt_only": task.prompt_only, **about}
-    if task.groups is not None:
-        about["groups"] = int(numbered(task.groups, len(task.groups)).max()) + 1
+    about = {"model": task.subject.name, **scene(task), "prompt_only": task.prompt_only, **about, **grouped(task)}
     plain = Effects(mediators, found["base"], found["counterfactual"], *(found.get(name) for name in names), scale,
                     task.outcome.name(task.subject), about=about)
     if not summed:
@@ -125,6 +123,14 @@ def result(task: Task, mediators: tuple[str, ...], found: Found, *, scale: str, 
     return replace(plain, about={**about, **({"patterns": seen} if seen else {})},
                    summaries={kind: summary(plain.effect(kind), groups=task.groups, resamples=resamples, seed=seed)
                               for kind in plain.kinds})
+
+
+def grouped(task: Task) -> dict:
+    """How many groups of examples there are, and the number of each example's, as plain data; nothing without them."""
+    if task.groups is None:
+        return {}
+    number = numbered(task.groups, len(task.groups)).tolist()
+    return {"groups": max(number) + 1, "grouped": number}
 
 
 def check_defined(task: Task, found: Found, scale: str) -> None:

@@ -20,7 +20,7 @@ _STRONGEST = 0.75  # opacity of the strongest cell, so that it can be read on li
 _RED, _BLUE = "178,24,43", "33,102,172"  # color.POSITIVE and color.NEGATIVE
 _ACROSS, _HIGH = 640, 22  # of the points of neurons, in pixels: width, and height of a layer
 _POINTS = 2000  # drawn of a cloud, the strongest
-_DRAWN = ("model", "pair", "tokens", "pictures", "patterns")  # of what is known, shown elsewhere on the page
+_DRAWN = ("model", "pair", "tokens", "pictures", "patterns", "grouped")  # of what is known, shown elsewhere on the page
 
 
 def account(effects: Effects) -> str:

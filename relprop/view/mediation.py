@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from ..result.number import chance, printed, signed
 from . import bars, color, patch
 from .bars import bare, main, plain_ticks
 from .sheet import BODY, SMALL, TINY, TITLE, Sheet, sheet, shortened, visible
+from .spread import spread
 from .words import spelled
 
 if TYPE_CHECKING:
@@ -71,12 +73,18 @@ def subheading(effects: Effects) -> list[str]:
     p = effects.summaries["total"].p
     total = interval(effects, "total", 0) + ("" if p is None else f", {chance(float(p[0]))}")
     count = len(effects.base)
-    said = [f"total effect {total} ({effects.scale}), {count} example{'s' * (count != 1)}, "
+    said = [f"total effect {total} ({effects.scale}), {examples(effects.about, count)}, "
             f"{len(effects.mediators)} mediators"]
     pair = effects.about.get("pair")
     if "corrupted" in effects.about:
         return [f"{said[0]}; {_noise(effects)}", *([pair[0]] if pair else [])]
     return [*said, *([f"{pair[0]} → {pair[1]}" + (" (and others)" if count > 1 else "")] if pair else [])]
+
+
+def examples(about: Mapping, count: int) -> str:
+    """How many, and in how many groups where there are fewer."""
+    groups = about.get("groups", count)
+    return f"{count} example{'s' * (count != 1)}" + (f" in {groups} groups" if groups < count else "")
 
 
 def _noise(effects: Effects) -> str:
@@ -102,19 +110,19 @@ def found(effects: Effects, kind: str) -> list[bool]:
 
 def layers(effects: Effects, part: Arrangement, kind: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Of each row of a board, the mean of the sum over its mediators, and the ends of its interval, None of one
-    example: 1.96 standard errors, or of a single mediator its own interval.
+    example: 1.96 standard errors, of groups where there are any, or of a single mediator its own interval.
 
     Parts that are changed each for itself do not add up to what changing all of them at once does.
     """
     each = effects.effect(kind)[list(part.index)]
     sums = each.new_zeros(len(part.rows), each.shape[1]).index_add_(0, torch.tensor(part.row), each)
-    mean, one, count = sums.mean(1), effects.summaries[kind], each.shape[1]
+    mean, one = sums.mean(1), effects.summaries[kind]
     if one.low is None:
         return mean, None, None
     if part.columns == ("",):
         index = torch.tensor(part.index)[torch.tensor(part.row).argsort()]
         return mean, one.low[index], one.high[index]
-    error = 1.96 * sums.std(1) / count**0.5
+    error = spread(sums, effects.about)
     return mean, mean - error, mean + error
 
 
@@ -275,5 +283,5 @@ def scale(effects: Effects, kind: str, end: float | None) -> str:
     return "; ".join([*ends, *marks])
 
 
-__all__ = ["LEVEL", "columns", "found", "grid", "heading", "interval", "layers", "main", "maps",
+__all__ = ["LEVEL", "columns", "examples", "found", "grid", "heading", "interval", "layers", "main", "maps",
            "mediation", "rounded", "scale", "subheading"]

@@ -10,7 +10,9 @@ from torch import Tensor
 from ..result.number import percent, printed, signed
 from ..result.subset import Subset
 from . import color
+from .mediation import examples
 from .sheet import BODY, SMALL, TITLE, Sheet, sheet, shortened
+from .spread import spread
 from .template import template
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def subheading(each: Mapping[str, Subset]) -> str:
     count = sum(len(one.mediators) for name, one in each.items() if name or len(each) == 1)
     how = {"greedy": "one after the other, greedily", "top-k": "by their effects alone"}.get(first.how, first.how)
     return (f"few mediators of {count}, chosen {how}; total effect {signed(float(first.total.mean()))} "
-            f"({first.scale}), {first.rows} example{'s' * (first.rows != 1)}")
+            f"({first.scale}), {examples(first.about, first.rows)}")
 
 
 def titled(name: str, one: Subset) -> str:
@@ -109,22 +111,16 @@ def ends(each: Sequence[Subset]) -> tuple[float, float]:
     """Ends of a vertical axis that holds all these curves."""
     values = [0.0]
     for one in each:
-        mean, error = _mean(one.effects)
+        mean, error = one.effects.mean(1), spread(one.effects, one.about)
         values += [*(mean - error).tolist(), *(mean + error).tolist(), *one.parts.mean(1).tolist(),
                    float(one.whole.mean()), float(one.total.mean())]
     room = 0.06 * (max(values) - min(values)) or 1.0
     return min(values) - room, max(values) + room
 
 
-def _mean(effects: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over examples, and 1.96 standard errors, (k,); zero of a single example."""
-    count = effects.shape[1]
-    return effects.mean(1), 1.96 * effects.std(1) / count**0.5 if count > 1 else 0 * effects.mean(1)
-
-
 def _curve(axes: Axes, one: Subset, *, long: float) -> None:
     steps = range(len(one.chosen) + 1)
-    mean, error = _mean(one.effects)
+    mean, error = one.effects.mean(1), spread(one.effects, one.about)
     line = lambda values: [0.0, *values.tolist()]
     axes.fill_between(steps, line(mean - error), line(mean + error), color=color.MOST_FIRST, alpha=0.2, linewidth=0)
     axes.axhline(0, color=color.LINE, linewidth=0.6, zorder=0)
@@ -156,7 +152,7 @@ def _part(name: str, one: Subset, low: float, high: float) -> dict:
     count = len(one.chosen)
     x, y = lambda step: round(wide * step / count, 1), lambda value: round(tall * (high - value) / (high - low), 1)
     points = lambda values: " ".join(f"{x(step)},{y(value)}" for step, value in enumerate([0.0, *values.tolist()]))
-    mean, error = _mean(one.effects)
+    mean, error = one.effects.mean(1), spread(one.effects, one.about)
     way = points(mean + error).split() + points(mean - error).split()[::-1]
     return {"title": titled(name, one), "reached": reached(one), "width": wide, "height": tall, "zero": y(0.0),
             "low": printed(low, 2), "high": printed(high, 2), "whole": y(float(one.whole.mean())),
