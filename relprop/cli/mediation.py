@@ -21,16 +21,18 @@ if TYPE_CHECKING:
 KINDS = ("total", "direct", "indirect")
 WRITTEN = ("html", "png", "svg", "json", "csv")
 """What is written of effects into a folder."""
+OWN = "tasks-gpt2"  # runs on data that is made for it where no other model is named
 TRACED = "L*@*"  # what is restored under noise
 SHOWN = 4  # choices of two candidates that reports tell, at most
 
 Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help=(
     "A bundled name, a folder, a hub id, or timm/NAME. "
-    f"[default: {BUNDLED['image']} for images, {BUNDLED['text']} for texts]"
+    f"[default: {BUNDLED['image']} for images, {BUNDLED['text']} for texts, {OWN} for data made for it]"
 ))]  # fmt: skip
 Data = Annotated[str | None, typer.Option("--data", "-d", metavar="PAIRS", help=(
-    "professions:PATH, winobias:PATH, winogender:PATH, crows:PATH; digits-swap, digits-mask, digits-blur; or a .jsonl "
-    "of pairs with base, counterfactual and continuations."
+    "professions:PATH, winobias:PATH, winogender:PATH, crows:PATH; digits-swap, digits-mask, digits-blur; gender-bias, "
+    "planted-professions, indirect-objects, year-spans, for tasks-gpt2; ioi, greater-than, docstring, pronouns, "
+    "induction, for any tokenizer; or a .jsonl of pairs with base, counterfactual and continuations."
 ))]  # fmt: skip
 Base = Annotated[list[str] | None, typer.Option("--base", metavar="TEXT", help=(
     "Instead of data: a text, once for each pair."
@@ -110,9 +112,11 @@ def mediate(
     if not set(kinds) <= set(KINDS):
         raise ValueError(f"kinds of effect are {', '.join(KINDS)}, not {', '.join(kinds)}")
     alone = noise is not None and data is None and base is not None
+    load = lambda default: subject_of(default if model is None else model, device or own_device(), dtype)
+    subject = load(OWN) if _of_tokens(data) else None
     given = _Clean(base, tuple(continuation or ())) if alone else \
-        _Changed(_pairs(data, base, counterfactual, continuation, count, seed))
-    subject = subject_of(BUNDLED[given.modality] if model is None else model, device or own_device(), dtype)
+        _Changed(_pairs(data, base, counterfactual, continuation, count, seed, subject))
+    subject = subject or load(BUNDLED[given.modality])
     matched = given.matched(subject)
     shared = {"at": _places(at or [TRACED if noise else "L*.attn.H*"], matched), "scale": scale,
               "batch_size": batch_size, "show_progress": watched()}
@@ -240,15 +244,22 @@ def _saved_later(output: Path | None, name: str) -> list[Path]:
     return [output / f"{name}.{suffix}" for suffix in WRITTEN]
 
 
+def _of_tokens(data: str | None) -> bool:
+    """Whether data is made for a language model: for the bundled one, or for any tokenizer."""
+    from ..data import DRAWN, SPOKEN
+
+    return data in SPOKEN or data in DRAWN and not data.startswith("digits")
+
+
 def _pairs(data: str | None, base: Sequence[str] | None, counterfactual: Sequence[str] | None,
-           continuations: Sequence[str] | None, count: int, seed: int) -> Pairs:
+           continuations: Sequence[str] | None, count: int, seed: int, subject: Subject | None) -> Pairs:
     """The pairs of the data, or of the texts, with the continuations that were given."""
     from ..data import Pair, Pairs, pairs
 
     if (data is None) == (base is None) or (base is None) != (counterfactual is None):
         raise ValueError("give --data, or --base and --counterfactual")
     if data is not None:
-        found = pairs(data, count=count, seed=seed)
+        found = pairs(data, count=count, seed=seed, tokenizer=None if subject is None else subject.tokenizer)
         if not continuations:
             return found
         return replace(found, pairs=[replace(one, continuations=tuple(continuations)) for one in found.pairs])

@@ -60,6 +60,7 @@ PAIRS: dict[str, Callable[..., Pairs]] = {
 DRAWN: dict[str, Callable[..., Pairs]] = {
     **{f"digits-{change}": partial(swapped, change=change) for change in CHANGES},
     "indirect-objects": indirect_objects, "year-spans": year_spans, "planted-professions": planted_professions,
+    "gender-bias": partial(planted_professions, counterfactual="opposite"),
 }  # fmt: skip
 """Pairs that are drawn: `maker(count, seed=...)`; the first three for `digits-vit`, the others for `tasks-gpt2`."""
 SPOKEN: dict[str, Callable[..., Pairs]] = {

@@ -14,6 +14,7 @@ CORRUPTIONS = ("abc", "other giver")
 EARLIEST = 1  # the start of the counterfactual, after which nearly every year is later
 COUNTERFACTUALS = {**OPPOSITE, "person": (" she", " he")}
 """What a profession is changed into, and the two continuations."""
+OPPOSED = "opposite"
 
 
 def indirect_objects(count: int = 100, *, seed: int = 0, split: str = "test", corrupted: str = "abc",
@@ -64,25 +65,27 @@ def year_spans(count: int = 100, *, seed: int = 0, split: str = "test") -> Pairs
 
 def planted_professions(count: int | None = None, *, seed: int = 0, counterfactual: str = "person",
                         split: str | None = None, texts: Sequence[str] = PROFESSIONS) -> Pairs:
-    """Each profession in each template, beside the same sentence of a man, a woman or a person.
+    """Each profession in each template, beside the same sentence of a man, a woman or a person; or of the "opposite",
+    a man where " she" is planted to be likelier and a woman where " he" is, as Vig et al. 2020 set the gender.
 
     The facts are the profession, the template and "planted", log P(she) - log P(he). The continuations are " she" and
     " he", the first being that of the counterfactual, so that for a man they are " he" and " she". For a person the
     planted size is zero: then the total effect on log P(she) - log P(he) is that of the profession with the other sign.
 
-    Args: count: how many, drawn by the seed; None: all. counterfactual: "man", "woman" or "person". split: "train" or
-        "test" of `relprop.zoo.tasks`; None: both.
+    Args: count: how many, drawn by the seed; None: all. counterfactual: "man", "woman", "person" or "opposite". split:
+        "train" or "test" of `relprop.zoo.tasks`; None: both.
     Raises: ValueError for another counterfactual or split, or if no sentence is left.
 
     >>> made = planted_professions(texts=["The {profession} said that"])
     >>> len(made), made.pairs[0].base, made.pairs[0].counterfactual, made.pairs[0].facts["planted"]
     (40, 'The nurse said that', 'The person said that', 2.5)
     """
-    if counterfactual not in COUNTERFACTUALS:
-        raise ValueError(f"a counterfactual is {', '.join(COUNTERFACTUALS)}, not {counterfactual!r}")
+    if counterfactual not in (*COUNTERFACTUALS, OPPOSED):
+        raise ValueError(f"a counterfactual is {', '.join(COUNTERFACTUALS)} or {OPPOSED}, not {counterfactual!r}")
     _check(1, split or "test")
-    lines = [(text, name, counterfactual) for name in planted()["professions"] for text in texts
-             if split in (None, split_of(name, text))]
+    other = lambda size: counterfactual if counterfactual != OPPOSED else "man" if size > 0 else "woman"
+    lines = [(text, name, other(size)) for name, size in planted()["professions"].items() for text in texts
+             if split in (None, split_of(name, text)) and (size or counterfactual != OPPOSED)]
     about = {"count": count, "seed": seed, "counterfactual": counterfactual, "split": split}
     return Pairs("planted professions", "text", [_profession(*line) for line in chosen(lines, count, seed)], about)
 
