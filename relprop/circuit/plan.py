@@ -145,8 +145,7 @@ def plan(task: Prepared, composite: Composite | None = None) -> Plan:
     values = {**found.values, **{tap: value.detach() for tap, value in found.streams.items()}}
     shapes = Shapes(task.model, one.clean.args, one.clean.kwargs, [*dict.fromkeys([*wired.sources, *points])], values)
     layouts = {tap: shapes.layout(tap) for tap in shapes.taps}
-    gradients = [back(found.outcome.sum(), [reads[name] for name in INPUTS]) for reads in found.reads]
-    maps = [_maps(found, wired, layer, of) for layer, of in enumerate(gradients)]
+    maps = _maps(found, wired)
     entries = found.streams[wired.blocks[0].before].numel() * sum(wired.counts)
     made = Plan(wired, composite, layouts, maps, [_tried(found, segment) for segment in _segments(wired)], entries)
     _check_sums(made, found)
@@ -177,18 +176,26 @@ def _tried(found: Record, segment: Segment) -> Segment:
     return Segment(segment.start, segment.end, segment.sources, kept, tuple(same))
 
 
-def _maps(found: Record, wired: Wiring, layer: int, gradients: Sequence[Tensor]) -> Maps | None:
-    """How what the heads of a layer read is made, if it is by linear maps alone; tried on these gradients of it."""
-    block, reads, calls = wired.blocks[layer], found.reads[layer], found.calls[layer]
-    made = _entries(reads, calls, block.count)
+def _maps(found: Record, wired: Wiring) -> list[Maps | None]:
+    """How what the heads of each layer read is made, where it is by linear maps alone: that is tried."""
+    made = [_entries(reads, calls, block.count)
+            for reads, calls, block in zip(found.reads, found.calls, wired.blocks)]
+    reads = [[mine[name] for name in INPUTS] for mine in found.reads]
+    ends = [record.ends(found, layer, of) for layer, of in enumerate(made)]
+    gradients = iter(back(found.outcome.sum(), [x for many in (*reads, *ends) for x in many]))
+    of_reads, of_ends = ([[next(gradients) for _ in many] for many in lists] for lists in (reads, ends))
+    return [_holds(found, wired, layer, made[layer], of_reads[layer], of_ends[layer]) for layer in range(len(made))]
+
+
+def _holds(found: Record, wired: Wiring, layer: int, made: Maps | None, of_reads: Sequence[Tensor],
+           of_ends: Sequence[Tensor]) -> Maps | None:
+    """The maps, if what passes through them is all that passes from what heads read to the stream."""
+    block = wired.blocks[layer]
     if made is None:
         return None
-    ends = record.ends(found, layer, made)
-    at_ends = gradients if len(made.rounds) > 1 else back(found.outcome.sum(), ends)
-    stream = found.streams[block.before]
-    whole, = back([reads[name] for name in INPUTS], [stream], gradients)
+    whole, = back([found.reads[layer][name] for name in INPUTS], [found.streams[block.before]], of_reads)
     try:
-        return made if _close(record.heads(found, block, layer, made, at_ends).sum(0), whole) else None
+        return made if _close(record.heads(found, block, layer, made, of_ends).sum(0), whole) else None
     except (RuntimeError, IndexError):
         return None
 
