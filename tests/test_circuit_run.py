@@ -6,12 +6,13 @@ import torch
 import transformers
 from families import FAMILIES, model
 from peers import CASES, case
+from test_circuit_graph import Attentions
 from torch import Tensor, nn
 
 from relprop.circuit import Task
 from relprop.circuit.ablated import ablated
 from relprop.circuit.graph import graph
-from relprop.circuit.run import Pieces, outcomes
+from relprop.circuit.run import Piece, Pieces, outcomes
 from relprop.circuit.streams import Chain, Sum
 from relprop.errors import RelpropError
 from relprop.intervene import Mean, Resample, Zero, intervened
@@ -92,6 +93,40 @@ def test_rows_and_circuits_are_run_as_each_would_be_alone(name):
         alone = torch.cat([Pieces(task.take([row])).run(cut) for row in range(task.rows)], -1)
     torch.testing.assert_close(small, found, rtol=0, atol=1e-12)
     torch.testing.assert_close(alone, found, rtol=0, atol=1e-12)
+
+
+def test_attentions_alone():
+    torch.manual_seed(0)
+    whole = Attentions().double().eval()
+    task = Task("words", ids(7, 1), ids(7, 2), lambda x: x[:, -1, 2]).prepared(Subject.from_module(whole))
+    with ready(whole):
+        pieces = Pieces(task)
+        edges, piece = pieces.wired.graph.edges.T, pieces.ready(pieces.rows[0])
+        cut = torch.stack([torch.zeros_like(edges), edges, *drawn(pieces)])
+        found = piece.run(cut)
+        assert isinstance(piece.streams, Sum)
+        piece.streams = Chain(pieces.wired, piece.stage, ablated(task, pieces.wired.taps, "resample"))
+        torch.testing.assert_close(piece.run(cut), found, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[:2], torch.stack(task.measured), rtol=0, atol=1e-12)
+
+
+def test_memory_that_runs_out_is_halved(monkeypatch):
+    task = prepared("gpt2")
+    walk, sizes = Piece._walk, []
+
+    def small(self, cut, start):
+        sizes.append(len(cut))
+        if len(cut) > 1:
+            raise MemoryError
+        return walk(self, cut, start)
+
+    with ready(task.model):
+        pieces = Pieces(task)
+        cut = drawn(pieces)
+        found = pieces.run(cut)
+        monkeypatch.setattr(Piece, "_walk", small)
+        torch.testing.assert_close(pieces.run(cut), found, rtol=0, atol=1e-12)
+    assert max(sizes) == len(cut) and sizes.count(1) == len(cut)
 
 
 def test_denoising_is_the_other_run_with_the_other_edges():

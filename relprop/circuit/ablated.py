@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..intervene.change import values_at
-from ..mediation.task import PIECE
+from ..mediation.memory import PIECE
 from ..trace import Tap
 from .task import Prepared, check_ablation
 

@@ -47,6 +47,15 @@ def acdc(prepared: Prepared, *, level: str, ablation: str, tau: float = 0.05, me
             is worse the nearer it is to that of the corrupted inputs.
         order: of all edges, in which they are tried; None: the one above.
     Raises: ValueError for a tau that is not above 0, another measure, or an order that is not one of all edges.
+
+    >>> import transformers
+    >>> from relprop.circuit import Task, circuit
+    >>> config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=9, n_positions=8)
+    >>> task = Task("words", torch.tensor([[1, 2, 3]]), torch.tensor([[1, 4, 3]]), metric=5)
+    >>> model = transformers.GPT2LMHeadModel(config).eval()
+    >>> found = circuit(model, task, "acdc", level="edges", options={"tau": 100.0})
+    >>> len(found.scores), len(found), found.about["tried"]  # all go, and what leads nowhere is not tried
+    (13, 0, 4)
     """
     if not tau > 0:
         raise ValueError(f"tau is {tau}; give a number above 0: what the measure may get worse by for one edge")

@@ -34,6 +34,15 @@ def exact(prepared: Prepared, *, level: str | Sequence[str], ablation: str, dire
 
     Args: direction: "noise" or "denoise", the latter of resample ablation alone.
     Raises: ValueError for another direction.
+
+    >>> import transformers
+    >>> from relprop.circuit import Task, circuit
+    >>> config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=9, n_positions=8)
+    >>> model = transformers.GPT2LMHeadModel(config).eval()
+    >>> task = Task("words", torch.tensor([[1, 2, 3]]), torch.tensor([[1, 4, 3]]), metric=5)
+    >>> found = circuit(model, task, "exact", level="edges")
+    >>> len(found), found.about["direction"]
+    (46, 'noise')
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"no direction {direction!r}; there are {', '.join(DIRECTIONS)}")

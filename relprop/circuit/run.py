@@ -15,15 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..address import INPUTS, Address
+from ..intervene.change import values_at
 from ..mediation.experiment import TAKEN, experiment
+from ..mediation.memory import PIECE, out_of_memory
 from ..mediation.stage import stage
 from ..mediation.sweep import Mediator, sweep
-from ..mediation.task import PIECE, mediators_of, ready
+from ..mediation.task import mediators_of, ready
 from ..trace.operands import Enough, Read
 from .ablated import Values, ablated
 from .streams import Chain, Streams, Sum, start_of
@@ -33,6 +36,8 @@ from .wiring import Maps, maps, passed, wiring
 Edge = tuple[str, str]
 Item = str | Edge
 Report = Callable[[int], None]
+ROOM = 1 << 27
+"""Numbers that what the sources of some rows add may be."""
 
 
 def outcomes(task: Prepared, circuits: Sequence[Collection[Item]], *, among: Collection[Item] | None = None,
@@ -46,6 +51,16 @@ def outcomes(task: Prepared, circuits: Sequence[Collection[Item]], *, among: Col
         ablation: "resample", "mean", "mean by position" or "zero"; see `relprop.circuit.ablated`.
         batch_size: rows run at once; None: as many as there is room for. report: called with how many are done.
     Raises: ValueError for an item that is none of `among`, nodes without `among`, or edges of a model of two streams.
+
+    >>> import transformers
+    >>> from relprop.circuit import Task
+    >>> from relprop.subject import Subject
+    >>> config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=4, vocab_size=9, n_positions=8)
+    >>> subject = Subject.from_module(transformers.GPT2LMHeadModel(config).eval())
+    >>> task = Task("words", torch.tensor([[1, 2, 3]]), torch.tensor([[1, 4, 3]]), metric=5).prepared(subject)
+    >>> kept = [("embed", "L0.attn.H1.v"), ("L0.attn.H1", "logits"), ("embed", "logits")]
+    >>> outcomes(task, [kept, kept[:2], []]).shape
+    torch.Size([3, 1])
     """
     circuits = [list(circuit) for circuit in circuits]
     given = [item for circuit in circuits for item in circuit] if among is None else list(among)
@@ -128,10 +143,13 @@ class Pieces:
         self._tried = False
         self._gone: Values | None = None
 
-    @property
+    @cached_property
     def rows(self) -> tuple[Tensor, ...]:
-        """Rows that are run together."""
-        return torch.arange(self.task.rows).split(PIECE)
+        """Rows that are run together: fewer where what all sources add, which is kept side by side, is large."""
+        one, before = self.task.clean.take([0]), self.wired.blocks[0].before
+        each = values_at(self.wired.model, one.args, one.kwargs, [before])[before].numel()
+        fitting = ROOM // (each * len(self.wired.graph.sources))
+        return torch.arange(self.task.rows).split(max(1, min(PIECE, fitting)))
 
     def ready(self, rows: Tensor) -> Piece:
         """These rows, one of `rows`, made ready. Cost: about six forward passes of them."""
@@ -210,6 +228,14 @@ def _at(u: Address, v: Address, edge: Edge) -> int | str | None:
     return u.position if v.position is None else v.position
 
 
+def _idle(cut: Tensor, alive: Tensor) -> Tensor:
+    """Cuts (C, 3, H, S, ...) of what heads read, where heads that nothing reads, those not `alive`, (C, H), read what
+    another one does: there are fewer streams to run.
+    """
+    one = cut[torch.arange(len(cut)), 0, alive.int().argmax(1)]  # (C, S, ...)
+    return torch.where(alive.view(len(cut), 1, -1, *(1,) * (cut.dim() - 3)), cut, one[:, None, None])
+
+
 class Piece:
     """Rows of a task made ready, with the streams of their run."""
 
@@ -227,7 +253,7 @@ class Piece:
         """The metric of circuits whose edges are cut, bool (C, D, S) or (C, D, S, R, P): (C, R), float64."""
         found: dict[int, Tensor] = {}
         for start, chosen in self._chunks(cut):
-            answers = self._walk(cut[chosen], start)
+            answers = self._halved(cut[chosen], start)
             found.update(zip(chosen, self.task.outcome.value([answers.double().cpu()])))
             if report is not None:
                 report(len(chosen))
@@ -244,25 +270,44 @@ class Piece:
             chosen = order[begin:begin + self.size]
             yield first[chosen[0]], chosen
 
+    def _halved(self, cut: Tensor, start: int) -> Tensor:
+        """`_walk`; of half of the circuits and then of the others where memory runs out."""
+        try:
+            return self._walk(cut, start)
+        except Exception as error:
+            if len(cut) == 1 or not out_of_memory(error):
+                raise
+        half = len(cut) // 2
+        return torch.cat([self._halved(cut[:half], start), self._halved(cut[half:], start)])
+
     def _walk(self, cut: Tensor, start: int) -> Tensor:
         """The answers of some circuits, (C, R, ...), which are the unchanged run up to a layer."""
         streams, blocks, circuits = self.streams, self.wired.blocks, torch.arange(len(cut))
         logits, L = cut.shape[1] - 1, len(blocks)
         any_cut = cut.flatten(2).any(-1).any(0)  # (D,)
+        alive = self._alive(cut)
         streams.begin(start)
         layer = start
         while layer < L and self._later(any_cut, layer):
-            z = self._run_heads(layer, cut[:, self._heads[layer]])
             heads, mlp = blocks[layer].heads, blocks[layer].mlp
-            streams.add_heads(layer, z, needed=bool(cut[:, :, streams.sources(heads)].any()))
+            span = streams.sources(heads)
+            z = self._run_heads(layer, _idle(cut[:, self._heads[layer]], alive[:, span])) if alive[:, span].any() else \
+                self.stage.there(heads).expand(len(cut), -1, -1, -1)
+            streams.add_heads(layer, z, needed=bool(cut[:, :, span].any()))
             if mlp is not None:
-                streams.run_mlp(layer, circuits, cut[:, self._mlps[layer]],
-                                needed=bool(cut[:, :, streams.sources(mlp)].any()))
+                span = streams.sources(mlp)
+                streams.run_mlp(layer, circuits, cut[:, self._mlps[layer]], needed=bool(cut[:, :, span].any()),
+                                alive=bool(alive[:, span].any()))
             layer += 1
         none = torch.zeros_like(cut[:, logits])
         groups = streams.to_logits(circuits, cut[:, logits]) if layer == L else \
             streams.to_heads(layer, circuits, none)  # nothing more is cut: the model goes on by itself
         return self.stage.answers(len(cut), groups)
+
+    def _alive(self, cut: Tensor) -> Tensor:
+        """Which sources any kept edge leaves, bool (C, S). What the others give is nothing to anyone."""
+        gone = cut if cut.dim() == 3 else cut.flatten(3).all(-1)
+        return (self.wired.graph.edges.T & ~gone).any(1)
 
     def _later(self, any_cut: Tensor, layer: int) -> bool:
         """Whether anything is cut in this layer or later."""

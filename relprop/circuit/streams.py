@@ -115,21 +115,23 @@ class Sum(Streams):
         self.total = self.total + added.sum(0) + self.maps.biases[layer]
         self.more.append(self.gone[len(self.more)][:, None] - added if needed else None)
 
-    def run_mlp(self, layer: int, circuits: Tensor, cut: Tensor, *, needed: bool) -> None:
-        """The MLP of a layer runs on streams of its own."""
+    def run_mlp(self, layer: int, circuits: Tensor, cut: Tensor, *, needed: bool, alive: bool) -> None:
+        """The MLP of a layer runs on streams of its own; if nothing reads it, it is not `alive` and adds nothing."""
+        added = self._mlp(layer, circuits, cut) if alive else torch.zeros_like(self.total)
+        self.total = self.total + added
+        self.more.append(self.gone[len(self.more)][:, None] - added[None] if needed else None)
+
+    def _mlp(self, layer: int, circuits: Tensor, cut: Tensor) -> Tensor:
         block = self.wired.blocks[layer]
         stream = self.streams(circuits, cut, self.entered if block.parallel else None)
         if block.between is not None:
             after = passed(self.stage, len(stream), {block.between: put(stream)}, start=block.between,
                            keep=[block.after])[block.after]
-            added = after - stream
-        else:  # beside the attention, which then adds its bias alone
-            none = torch.zeros_like(self.stage.there(block.heads)).expand(len(stream), -1, -1, -1)
-            after = passed(self.stage, len(stream), {block.before: put(stream), block.heads: put(none)},
-                           start=block.before, keep=[block.after])[block.after]
-            added = after - stream - self.maps.biases[layer]
-        self.total = self.total + added
-        self.more.append(self.gone[len(self.more)][:, None] - added[None] if needed else None)
+            return after - stream
+        none = torch.zeros_like(self.stage.there(block.heads)).expand(len(stream), -1, -1, -1)
+        after = passed(self.stage, len(stream), {block.before: put(stream), block.heads: put(none)},
+                       start=block.before, keep=[block.after])[block.after]
+        return after - stream - self.maps.biases[layer]  # which is all that the attention beside it adds
 
 
 class Chain(Streams):
@@ -162,8 +164,11 @@ class Chain(Streams):
         self.alike = False
         self.now.append(z)
 
-    def run_mlp(self, layer: int, circuits: Tensor, cut: Tensor, *, needed: bool) -> None:
+    def run_mlp(self, layer: int, circuits: Tensor, cut: Tensor, *, needed: bool, alive: bool) -> None:
         mlp = self.wired.blocks[layer].mlp
+        if not alive:
+            self.now.append(self.stage.there(mlp)[None])
+            return
         groups = self._groups(circuits, cut)
         self.now.append(passed(self.stage, len(circuits), groups, start=self.wired.embed, keep=[mlp])[mlp])
 
