@@ -1,7 +1,7 @@
 """What the outcome changes by per unit of the values at the taps of a model, and what those change by."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,9 +17,14 @@ from ..intervene import Places, Resample, Site, canonical, split
 from ..relevance import propagate
 from ..tokens import Batch
 from ..trace import Tap
+from ..trace.interception import Tapped
 from ..trace.intervention import PATTERN, captured, edited
 from ..trace.layout import Layout, guess, learn
+from .norms import NO_STATIONS, Passage, Station, Stations, first_order
 from .place import Place, places
+
+CHUNK = 4096
+"""Positions whose changes at a norm are computed at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +63,16 @@ class Run:
 
     def __init__(self, model: nn.Module, known: Anatomy, queries: list[Query],
                  outcome: Callable[[Sequence[Tensor]], Tensor], wanted: list[str | Site], *, positions: Places,
-                 moved: bool = False) -> None:
+                 moved: bool = False, stations: Stations = NO_STATIONS) -> None:
         self.model, self.known, self.queries, self.outcome = model, known, queries, outcome
         self.rows = queries[0].base.rows
         self.open = [one for site in map(Site.parse, wanted) for one in places(known, site)]
-        self.taps = list(dict.fromkeys(place.tap for place in self.open))
-        self.positions, self.moved = positions, moved
+        self.taps = taps_of(known, wanted)
+        self.positions, self.moved, self.stations = positions, moved, stations
         self.layouts: list[dict[Tap, Layout | None]] = [{} for _ in queries]
         self.shapes: list[dict[Tap, torch.Size]] = [{} for _ in queries]
         self.now: list[dict[Tap, Tensor]] = [{} for _ in queries]
+        self.norms: list[dict[Station, Passage]] = [{} for _ in queries]
         self.before: list[Tensor] = []
         self.there, self.after = self._others()
 
@@ -93,8 +99,8 @@ class Run:
         return self._back(found)
 
     def relevances(self, composite: Composite) -> Slopes:
-        """Relevance per unit on the base."""
-        weights = self._weights()
+        """Relevance per unit on the base, to first order; at the stations what there is of it is kept for `scored`."""
+        weights, composite = self._weights(), first_order(composite)
         return [self._relevance(which, weight, composite) for which, weight in enumerate(weights)]
 
     def integrated(self, points: Tensor, weights: Tensor) -> Slopes:
@@ -205,8 +211,9 @@ class Run:
     def _relevance(self, which: int, weight: Tensor | None, composite: Composite) -> dict[Tap, Tensor]:
         query = self.queries[which]
         value = _Weighed(query, torch.arange(self.rows), weight, self.outcome)
+        ends = {end for station in self.stations.found for end in (station.input, station.output)}
         run = propagate(self.model, query.base.args, query.base.kwargs, value, composite, ledger=False,
-                        taps={str(i): tap for i, tap in enumerate(self.taps)})
+                        taps={str(i): tap for i, tap in enumerate(self.taps)} | {str(end): end for end in ends})
         missing = next((tap for i, tap in enumerate(self.taps) if str(i) not in run.inside), None)
         if missing is not None:
             raise ValueError(f"under {composite.name} nothing passes {missing}: the model never comes there, does not "
@@ -214,11 +221,22 @@ class Run:
         if weight is None:
             self.before.append(value.answer)
         found = {tap: run.inside[str(i)] for i, tap in enumerate(self.taps)}
+        self.norms[which] = dict(self._at_norms(query, run.inside))
         by_head = lambda tap, t: t.unflatten(0, (self.rows, -1)) if tap.side == PATTERN and t.dim() == 3 else t
         values = {tap: by_head(tap, one.value) for tap, one in found.items()}
         self._keep(which, values)
         return {tap: self._canonical(which, tap, values[tap], None if one.per_unit is None else
                                      by_head(tap, one.per_unit)) for tap, one in found.items()}
+
+    def _at_norms(self, query: Query, inside: Mapping[str, Tapped]) -> Iterator[tuple[Station, Passage]]:
+        """What passes each station that the outcome depends on, (R, P, ...)."""
+        for station in self.stations.found:
+            read, made = (inside.get(str(tap)) for tap in (station.input, station.output))
+            if read is None or made is None or made.per_unit is None:
+                continue
+            layout = self._layout(query.base, station.input, {station.input: read.value})
+            found = (canonical(station.input, layout, one) for one in (read.value, made.per_unit))
+            yield station, Passage.of(station.norm, *(one.float() if one.dtype.itemsize < 4 else one for one in found))
 
     # -- effects -------------------------------------------------------------------------------------------------
 
@@ -258,33 +276,58 @@ class Run:
         sums: dict[tuple, Tensor] = {}
         found = []
         for place in self.places:
-            key = (place.tap, place.site.address.position)
+            key = (place.tap, place.site.address.position, place.units)
             if key not in sums:
                 sums[key] = sum(self._summed(which, *key, prompt_only, slopes[which][place.tap])
                                 for which in range(len(self.queries)))
-            units = split(sums[key], place.units).sum(-1)  # (R, U)
+            units = sums[key]  # (R, U)
             found.append(units if place.index is None else units[:, place.index:place.index + 1])
         return torch.cat(found, 1).cpu()
 
-    def _summed(self, which: int, tap: Tap, position: int | str | None, prompt_only: bool, slope: Tensor) -> Tensor:
-        """Change times slope, summed over the positions that count: (R, C)."""
-        product = (self._change(which, tap).to(slope) * slope)
-        product = product.float() if product.dtype.itemsize < 4 else product
+    def _summed(self, which: int, tap: Tap, position: int | str | None, units: int | None, prompt_only: bool,
+                slope: Tensor) -> Tensor:
+        """Change times slope and what the change does at norms, summed over the positions that count: (R, U)."""
+        change = self._change(which, tap).to(slope)
+        change, slope = (one.float() if one.dtype.itemsize < 4 else one for one in (change, slope))
         if position is not None or prompt_only:
-            if len(product) != self.rows:
-                raise ValueError(f"positions cannot be told apart at {tap.path}: {len(product)} windows of {self.rows} "
-                                 "rows")
-            prompt = self._prompt(which, product.shape[1])
-            chosen = prompt if position is None else self.positions.at(position, prompt)
-            product = torch.where(chosen.to(product.device)[:, :, None], product, 0)
-            if prompt_only and tap.side == PATTERN:
-                heads = self.shapes[which][tap][1]
-                product = torch.where(prompt.to(product.device)[:, None].repeat(1, 1, heads), product, 0)
-        return product.unflatten(0, (self.rows, -1)).sum((1, 2))
+            change = self._chosen(which, tap, position, prompt_only, change)
+        first = split((change * slope).unflatten(0, (self.rows, -1)).sum((1, 2)), units).sum(-1)
+        return first + self._beyond(which, tap, change, units)
+
+    def _chosen(self, which: int, tap: Tap, position: int | str | None, prompt_only: bool, change: Tensor) -> Tensor:
+        """The change at the positions that count, zero elsewhere."""
+        if len(change) != self.rows:
+            raise ValueError(f"positions cannot be told apart at {tap.path}: {len(change)} windows of {self.rows} rows")
+        prompt = self._prompt(which, change.shape[1])
+        chosen = prompt if position is None else self.positions.at(position, prompt)
+        change = torch.where(chosen.to(change.device)[:, :, None], change, 0)
+        if prompt_only and tap.side == PATTERN:
+            heads = self.shapes[which][tap][1]
+            change = torch.where(prompt.to(change.device)[:, None].repeat(1, 1, heads), change, 0)
+        return change
+
+    def _beyond(self, which: int, tap: Tap, change: Tensor, units: int | None) -> Tensor | float:
+        """What a change does beyond first order at the norms that read it position by position, (R, U)."""
+        passing = [self.norms[which][one] for one in self.stations.of(tap) if one in self.norms[which]]
+        passing = [one for one in passing if one.per_unit.shape[:2] == change.shape[:2] and len(change) == self.rows]
+        if not passing:
+            return 0.0
+        passage, weight = Passage.joined(passing), self.stations.weights[tap]
+        live = (change.any(-1) & passage.per_unit.any(-1)).nonzero(as_tuple=True)
+        total: Tensor | float = 0.0
+        for where in zip(*(one.split(CHUNK) for one in live)):
+            found = passage.at(where).beyond(change[where].to(passage.along), weight, units)  # (M, U)
+            total = total + found.new_zeros(self.rows, found.shape[1]).index_add_(0, where[0], found)
+        return total
 
     def _prompt(self, which: int, length: int) -> Tensor:
         prompt = self.queries[which].prompt
         return self.queries[which].base.real(length) if prompt is None or prompt.shape[1] != length else prompt
+
+
+def taps_of(known: Anatomy, wanted: Sequence[str | Site]) -> list[Tap]:
+    """Where the mediators are that sites mean, each once."""
+    return list(dict.fromkeys(one.tap for site in map(Site.parse, wanted) for one in places(known, site)))
 
 
 class _Weighed:

@@ -64,15 +64,19 @@ def finite(passed: Tensor, along: Tensor, size: Tensor, relevance: Tensor) -> Te
     rho sum_i d_i u_i + (rho - 1) R:
 
     the part that `held` passes, by the new scale, and what the new scale does to all that was there (x and d without
-    their means where the norm takes these out). To first order in d it is `gradient`, sum_i d_i u_i - c R. No rule of a
-    backward pass, since it depends on d: relevance patching applies it at the norms that read what a mediator writes,
-    and passes the gradient on; see `relprop.approximation`.
+    their means where the norm takes these out). To first order in d it is `gradient`, sum_i d_i u_i - c R. A
+    backward pass, which knows no d, passes the gradient on; relevance patching adds the rest, at the norms that read
+    what a mediator writes (see `relprop.approximation`).
 
     Args: passed: sum_i d_i u_i. along: c. size: e. relevance: R. They broadcast; unit of R.
     """
     floor = torch.finfo(along.dtype).tiny
     rho = (1 + 2 * along + size).clamp_min(floor).rsqrt()
     return rho * passed + (rho - 1) * relevance
+
+
+PLAIN = (gradient, finite)
+"""Rules that a backward pass runs as the plain gradient."""
 
 
 class Held(Function):
@@ -110,7 +114,7 @@ class HeldScale(Function):
 
 def unary(call: Call, x: Tensor, run: Any, bias: Tensor | None) -> Tensor:
     """A norm under any rule but `held`."""
-    if call.rule is gradient:
+    if call.rule in PLAIN:
         return call.booked(NORM, [x], run)
     return Unary.apply(x, run, call.rule, call.journal, NORM)
 
@@ -181,7 +185,7 @@ def batch_norm(call: Call, input: Tensor, running_mean: Tensor | None, running_v
     def run(x: Tensor) -> Tensor:
         return call.func(x, running_mean, running_var, weight, bias, training, *options, **more)
 
-    if training or running_mean is None or call.rule not in (held, gradient):
+    if training or running_mean is None or call.rule not in (held, *PLAIN):
         return unary(call, input, run, bias)
     y = run(input)
     with torch.no_grad():
@@ -191,8 +195,8 @@ def batch_norm(call: Call, input: Tensor, running_mean: Tensor | None, running_v
 
 
 def scale(call: Call, *args: Any, **kwargs: Any) -> Any:
-    """A root, variance or norm computed by hand: a constant under every rule but `gradient`, as a norm's scale is."""
-    if call.rule is gradient:
+    """A root, variance or norm computed by hand: a constant, as a norm's scale is, but under the rules of `PLAIN`."""
+    if call.rule in PLAIN:
         inputs = [x for x in args[:1] if dependent(x)]
         return call.booked(NORM, inputs, lambda x: call.func(x, *args[1:], **kwargs))
     output = call.func(*args, **kwargs)
@@ -202,7 +206,7 @@ def scale(call: Call, *args: Any, **kwargs: Any) -> Any:
 def var_mean(call: Call, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """`torch.var_mean`, `torch.std_mean`: the spread is held, the mean is linear."""
     spread, mean = call.func(*args, **kwargs)
-    if call.rule is gradient:
+    if call.rule in PLAIN:
         return call.booked(NORM, [args[0]], lambda x: call.func(x, *args[1:], **kwargs)[0]), mean
     return spread.detach(), mean
 
