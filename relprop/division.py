@@ -20,7 +20,11 @@ Rule = Callable[..., Any]
 
 HALVES = {"attention": ("context", "linear", "add", "norm"), "mlp": ("linear", "add", "norm")}
 """The two halves of a layer, and after which ops in them clashing signs may be settled. The attention's begins with the
-mix of values and ends with the first sum, the skip connection; what is left of the layer is the MLP's."""
+mix of values; the MLP's with the first linear map after the output projection, and ends with the layer."""
+
+
+SHARE = "share"
+"""What the rule for constants is called beside kinds of ops."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Division:
         share: the rule for constants, of `ops.share`.
         normalized: after which ops of which half of a layer `share.unclashed` follows, as in `HALVES`.
         whole: False: the total goes on without what the rules lose, as in the published code (its eps of 1e-8).
-        paths: exceptions by module path (shell pattern): rules by kind.
+        paths: exceptions by module path (shell pattern): rules by kind, "share" that for constants.
     Raises: ValueError for an unknown kind of op or place, TypeError for a rule that cannot be called.
     """
 
@@ -47,7 +51,7 @@ class Division:
     def __post_init__(self) -> None:
         for rules in (self.rules, *self.paths.values()):
             for kind, rule in rules.items():
-                if kind not in KINDS:
+                if kind not in (*KINDS, SHARE):
                     raise ValueError(f"unknown kind of op {kind!r}; the kinds are {', '.join(KINDS)}")
                 if not callable(rule):
                     raise TypeError(f"the rule of {kind} must be a function of tensors, got {type(rule).__name__}")
@@ -62,10 +66,17 @@ class Division:
         """
         if kind == "attention":
             return self.rule("matmul", path), self.rule("softmax", path)
+        return self._of_path(kind, path) or self.rules.get(kind)
+
+    def constants(self, path: str) -> Rule:
+        """The rule for constants in the module at `path`."""
+        return self._of_path(SHARE, path) or self.share
+
+    def _of_path(self, kind: str, path: str) -> Rule | None:
         for pattern, rules in self.paths.items():
             if fnmatchcase(path, pattern) and kind in rules:
                 return rules[kind]
-        return self.rules.get(kind)
+        return None
 
     def but(self, name: str | None = None, **changes: Any) -> Division:
         """This division with some fields replaced; of `rules` only those that are given."""
@@ -87,13 +98,13 @@ class Division:
 
 
 def cdt() -> Division:
-    """CD-T (Hsu et al. 2024, section 3, and their code for GPT-2): the pattern decomposed, A_rel = softmax(q_rel
+    """CD-T (Hsu et al. 2024, section 3, and their code for heads): the pattern decomposed, A_rel = softmax(q_rel
     k_rel), activations by difference, clashing signs settled in the MLP's half. Gates, which GPT-2 does not have, by
     the mean of both orders.
     """
     return Division("cdt", {
         "norm": norm.of_total, "activation": activation.difference, "softmax": softmax.pattern_decomposed,
-        "matmul": matmul.inner, "mul": matmul.halved}, normalized={"mlp": ("linear", "add")})
+        "matmul": matmul.inner, "mul": matmul.halved}, normalized={"mlp": ("linear", "add", "norm")})
 
 
 def cdt_held() -> Division:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import division, units
@@ -85,7 +86,7 @@ def _map(scores: Tensor, batch: Batch, length: int, skip: int) -> Tensor:
         0, torch.arange(scores.shape[1] - scores.shape[1] % skip, scores.shape[1]), scores.shape[1] % skip)
     scores = (scores / shared).float().cpu()
     if not pictured(batch):
-        return scores
+        return F.pad(scores, (0, length - scores.shape[1]))  # padding of all rows
     return units.spread(scores, patches(batch, length)[0].expand(batch.rows, -1, -1))
 
 

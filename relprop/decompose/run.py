@@ -61,7 +61,7 @@ class Run:
         with settled(self.model):
             self.known = self.known or parts(self.model, self.args, self.kwargs)
         self.placing = Placing(self.model, self.args, self.kwargs, self.known, self.spans)
-        self._there: dict[Tap, Tensor] = {}
+        self.there: dict[Tap, Tensor] = {}  # what the run that the ablation refers to has, (R, P, C)
 
     def of(self, sources: Sequence[Source], value: Callable[[Any], Tensor] | None = None,
            looks: Mapping[str, Place] | None = None) -> Found:
@@ -80,10 +80,10 @@ class Run:
         taps = list(dict.fromkeys([place.tap for source in sources for place in source.places]
                                   + [place.tap for place in looks.values()]))
         self.placing.learn(taps)
-        wanted = [tap for source in sources for tap in source.taps if tap not in self._there]
+        wanted = [tap for source in sources for tap in source.taps if tap not in self.there]
         if self.ablation.source is not None and wanted:
             args, kwargs = arguments(self.ablation.source)
-            self._there |= values_at(self.model, args, kwargs, list(dict.fromkeys(wanted)))
+            self.there |= values_at(self.model, args, kwargs, list(dict.fromkeys(wanted)))
 
     def _depth(self, source: Source) -> tuple:
         """Sources that are set at the same taps go together, so that what reaches what is the same for all of them."""
@@ -123,7 +123,7 @@ class Run:
                 rel = shadow.part(total)
         self.forwards += 1
         missed = [tap for tap, count in shadow.fired.items() if not count and tap in shadow.marks]
-        if missed:
+        if missed and value is not None:  # else the model was left before
             raise RelpropError(f"the forward pass never came to {missed[0]}, where a source was to be set")
         if total is not None and rel is None:
             rel = total.new_zeros(len(sources), *total.shape)
@@ -135,9 +135,10 @@ class Run:
         for number, source in enumerate(sources):
             for place in source.places:
                 chosen.setdefault(place.tap, []).append((number, place))
-        marks = {tap: self.placing.mark(tap, places, len(sources), self.ablation, self._there.get(tap))
+        marks = {tap: self.placing.mark(tap, places, len(sources), self.ablation, self.there.get(tap))
                  for tap, places in chosen.items()}
-        if not self.division.whole:  # what is lost is lost from the first layer on
+        streams = all(tap.kind is None for tap in marks)
+        if not self.division.whole and not streams:  # parts of layers: what is lost is lost from the first layer on
             first = next(self.placing.places(Address("in", 0)))[1].tap
             marks.setdefault(first, lambda x, rel: x.new_zeros(len(sources), *x.shape))
         return marks

@@ -161,14 +161,15 @@ class Shadow(Editor):
             if hasattr(rel, _ADDED):
                 setattr(output, _ADDED, getattr(rel, _ADDED))
             rel = self.slot.rel(rel)
-        return self._settled(op.kind, args, output, rel, call)
+        mixes = op.kind == "matmul" and any(hasattr(a, _PATTERN) for a in args[:2])
+        return self._settled("context" if mixes else op.kind, args, output, rel, call)
 
     def _call(self, op: Op, func: Any, output: Any) -> Split:
         path = self.path[-1]
         key = (op.kind, path)
         if key not in self._rules:
-            self._rules[key] = self.division.rule(op.kind, path)
-        return Split(func, op.kind, path, self._rules[key], self.division.share, output, self.slot.rel, self.sources,
+            self._rules[key] = self.division.rule(op.kind, path), self.division.constants(path)
+        return Split(func, op.kind, path, *self._rules[key], output, self.slot.rel, self.sources,
                      self._retrace, lambda t: getattr(t, _ADDED, None), self.division.whole)
 
     def _settled(self, kind: str, args: Any, output: Any, rel: Any, call: Split | None = None) -> Any:
@@ -234,8 +235,6 @@ class Shadow(Editor):
                 self.half = "mlp"
             self._projected = True
         elif kind == "add":
-            if self.half == "attention" and _joins(args):
-                self.half = "mlp"
             self._follow_scores(args, output)
         if not isinstance(output, Tensor):
             return
