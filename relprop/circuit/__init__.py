@@ -67,6 +67,8 @@ METHODS: dict[str, Method] = {
     "clean-corrupted": Method("gradient:clean_corrupted", BOTH, measures=True),
     "relp": Method("gradient:relp", BOTH, measures=True),
     "gim": Method("gradient:gim", BOTH, measures=True),
+    "peap": Method("position:peap", ("edges",), ("resample",), measures=True),
+    "information-flow": Method("flow:information_flow", ("heads", "mlps", "heads and mlps", "edges")),
 }
 """Every method by name."""
 

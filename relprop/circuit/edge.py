@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ..trace import Tap
+from ..trace.intervention import captured
 from .ablated import Values
 from .plan import Plan
 from .record import Record, Shift
+from .task import Prepared
 
 
 class Changes:
@@ -60,19 +62,30 @@ class Changes:
                 yield self.plan.slices[tap], self.apart[tap]
 
 
-def scored(plan: Plan, found: Record, changes: Changes, *, only: Tap | None = None, positions: bool = False) -> Tensor:
-    """The scores of all edges, summed over rows, (S, D), or at each position of the stream, (P, S, D), in float64.
+def corrupted(task: Prepared, plan: Plan) -> tuple[Values, float]:
+    """The values of all sources on the corrupted inputs, and the metric there, summed over rows."""
+    batch, taps = task.corrupted, plan.wired.sources
+    with torch.no_grad():
+        output, values = captured(task.model, taps, lambda: task.model(*batch.args, **batch.kwargs))
+        return {tap: plan.canonical(tap, values[tap]) for tap in taps}, float(task.value(output, side=1).sum())
 
-    Args: only: the tap of the sources that are scored. positions: scores at each position.
+
+def scored(plan: Plan, found: Record, changes: Changes, *, only: Tap | None = None, positions: bool = False) -> Tensor:
+    """The scores of all edges, summed over rows, (S, D), or of each row at each position of the stream, (R, P, S, D),
+    in float64.
+
+    Args: only: the tap of the sources that are scored. positions: scores of each row at each position.
     """
     graph = plan.wired.graph
-    shape = (changes.all.shape[2],) * positions + tuple(graph.edges.shape)
+    shape = tuple(changes.all.shape[1:3]) * positions + tuple(graph.edges.shape)
     scores = torch.zeros(shape, dtype=torch.float64, device=changes.all.device)
     since = 0 if only is None else _first(plan, only)
     for columns, point, slopes in plan.slopes(found, since):
         for taps, g in plan.spread(found, point, slopes):
             for place, change in changes.of(taps if only is None else [tap for tap in taps if tap == only]):
-                scores[..., place, columns] = _product(change, g, positions)
+                mine = _product(change, g, positions)
+                # where the embedding has fewer positions, class tokens stand before it
+                (scores[:, -mine.shape[1]:] if positions else scores)[..., place, columns] = mine
     return scores.masked_fill_(~graph.edges.to(scores.device), 0).cpu()
 
 
@@ -83,12 +96,11 @@ def _first(plan: Plan, tap: Tap) -> int:
 
 
 def _product(change: Tensor, slopes: Tensor, positions: bool) -> Tensor:
-    """sum d_u . g_v over rows and entries, and positions or at each: (n, m) or (P, n, m), of (n, R, P, D)."""
+    """sum d_u . g_v over rows and entries, and positions or at each: (n, m) or (R, P, n, m), of (n, R, P, D)."""
     a, b = (x.float() if x.dtype.itemsize < 4 else x for x in (change, slopes))
     if not positions:
         return (a.flatten(1) @ b.flatten(1).T).double()
-    a, b = (x.movedim(2, 0).flatten(2) for x in (a, b))  # (P, n, R D)
-    return (a @ b.mT).double()
+    return (a.permute(1, 2, 0, 3) @ b.permute(1, 2, 3, 0)).double()
 
 
-__all__ = ["Changes", "scored"]
+__all__ = ["Changes", "corrupted", "scored"]

@@ -33,9 +33,8 @@ from ..approximation import relp as relp_rules
 from ..composite import Composite
 from ..ops import activation, mul, norm, softmax
 from ..result import Circuit
-from ..trace.intervention import captured
 from . import edge, node
-from .ablated import Values, ablated
+from .ablated import ablated
 from .edge import Changes
 from .plan import Plan, plan
 from .task import Prepared
@@ -165,7 +164,7 @@ def _edges(task: Prepared, ablation: str, method: str, score: Score, *, composit
     total, metric = 0.0, torch.zeros(2, dtype=torch.float64)
     for rows in torch.arange(task.rows).split(size):
         some = task.take(rows)
-        after, value = _corrupted(some, made) if gone is None else (
+        after, value = edge.corrupted(some, made) if gone is None else (
             {tap: one[rows.to(one.device)] for tap, one in gone.items()}, float("nan"))
         clean = made.record(some)
         changes = Changes(made, clean, after)
@@ -174,14 +173,6 @@ def _edges(task: Prepared, ablation: str, method: str, score: Score, *, composit
     means = dict(zip(("clean", "corrupted"), (metric / task.rows).tolist()))
     scores = made.wired.graph.named(total / task.rows)
     return Circuit.of(scores, level="edges", method=method, about=means if gone is None else {})
-
-
-def _corrupted(task: Prepared, made: Plan) -> tuple[Values, float]:
-    """The values of all sources on the corrupted inputs, and the metric there, summed over rows."""
-    batch, taps = task.corrupted, made.wired.sources
-    with torch.no_grad():
-        output, values = captured(task.model, taps, lambda: task.model(*batch.args, **batch.kwargs))
-        return {tap: made.canonical(tap, values[tap]) for tap in taps}, float(task.value(output, side=1).sum())
 
 
 # -- edges ------------------------------------------------------------------------------------------------------------

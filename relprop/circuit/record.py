@@ -51,7 +51,7 @@ class Record:
     """What was kept of a pass, of tensors that autograd knows: `outcome` of each row (R,), the stream at the points of
     each layer, what the embedding, heads and MLPs add (`added`, by tap), what attentions read, and the linear maps that
     made it. `values` of all sources, as the model has them, without a graph; `written`, what the output projections
-    read, with it; `writes`, how they were called.
+    read, with it; `writes`, how they were called. `patterns` of attentions, (B, H, T, S), if they were asked for.
     """
 
     outcome: Tensor | None = None
@@ -62,6 +62,7 @@ class Record:
     values: dict[Tap, Tensor] = field(default_factory=dict)
     written: dict[Tap, Tensor] = field(default_factory=dict)
     writes: dict[Tap, Called] = field(default_factory=dict)
+    patterns: dict[Tap, Tensor] = field(default_factory=dict)
     closed: list[bool] = field(default_factory=list)
 
     @contextmanager
@@ -80,14 +81,17 @@ def whole(block: Block) -> Tap:
 
 
 def recorded(task: Prepared, wired: Wiring, composite: Composite | None = None, *, shift: Shift | None = None,
-             layouts: Mapping[Tap, Layout | None] | None = None, side: int = 0) -> Record:
+             layouts: Mapping[Tap, Layout | None] | None = None, side: int = 0, patterns: bool = False) -> Record:
     """A forward pass of the clean inputs (`side` 1: the corrupted ones), kept.
 
     Args: composite: rules of the way back; None: the gradient. shift: what is added on the way; of it `layouts`.
+        patterns: whether patterns are kept, too.
     """
     found, batch = Record(), (task.clean, task.corrupted)[side]
     watching: list[Watching] = []
     changes, reads = _changes(found, wired, watching, partial(_shifted, shift or {}, layouts or {}))
+    if patterns:
+        changes |= {block.pattern: partial(_into, found.patterns, block.pattern) for block in wired.blocks}
     make = partial(Watching, reads=reads, scores=wired.scores)
 
     def kind(changes: Any) -> Watching:
@@ -155,6 +159,10 @@ def _begun(found: Record, tap: Tap, moved: Callable[[Tap, Tensor], Tensor], valu
     found.values[tap] = value.detach()
     found.added[tap] = moved(tap, value) + torch.zeros_like(value, requires_grad=True)
     return found.added[tap]
+
+
+def _into(kept: dict[Tap, Tensor], tap: Tap, value: Tensor) -> None:
+    kept[tap] = value
 
 
 def _aliased(kept: dict[str, Tensor], name: str, x: Tensor) -> Tensor:

@@ -1,0 +1,192 @@
+"""Edges at positions: at which words a part is read, and between which words a head carries something.
+
+Scores that are summed over positions cancel where one position speaks for and another against (Haklay et al. 2025,
+Position-aware automatic circuit discovery, PEAP). Edges from a source to a destination are those of EAP at each
+position by itself. Edges inside a head cross positions: what its output at position i would change by, were the key or
+the value at position j, or the query at i, that of the corrupted input; the softmax is evaluated again, so that this is
+no first order of it, and the change is taken times the metric's gradient at the head's output.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..address import INPUTS
+from ..numerics import tolerance
+from ..result import Circuit
+from .edge import Changes, corrupted, scored
+from .plan import Plan, plan
+from .record import Record, back
+from .task import Prepared
+from .wiring import Block
+
+SPANS = ("sum", "mean", "max-abs")
+"""How scores of the positions of one span become one."""
+ENTRIES = 1 << 25
+"""Scores that are kept at once: a quarter of a GiB."""
+
+
+def peap(task: Prepared, *, level: str = "edges", ablation: str = "resample", spans: str = "sum",
+         crossing: bool = True, batch_size: int | None = None) -> Circuit:
+    """Every edge at every position, ("L0.mlp@3", "L1.attn.H2.q@3"), and the edges inside heads, ("L1.attn.H2.k@1",
+    "L1.attn.H2@3"), which go from a key or value at one position, or the query, to the head's output at another.
+
+    Positions are those that the task names, of which each row may have its own, else their numbers; what is at no named
+    position is left out. Scores are means over rows. Cost: of `eap`, and of the crossing edges a product for each head.
+
+    Args: spans: of `SPANS`, what is done with the scores of several positions of one name; of two names, in each.
+        crossing: whether edges inside heads are scored.
+    Raises: ValueError for attention scores that are no products of queries and keys, times a number.
+    """
+    if spans not in SPANS:
+        raise ValueError(f"scores of a span become one by {', '.join(SPANS)}, not {spans!r}")
+    made, names = plan(task), task.positions()
+    per_row = made.entries // sum(made.wired.counts) * len(made.wired.graph.destinations)
+    size = batch_size or max(1, ENTRIES // max(1, per_row))
+    total: dict[tuple[str, str], float] = {}
+    metric = torch.zeros(2, dtype=torch.float64)
+    for rows in torch.arange(task.rows).split(size):
+        some = task.take(rows)
+        after, value = corrupted(some, made)
+        clean = made.record(some, patterns=crossing)
+        metric += torch.tensor([float(clean.outcome.detach().sum()), value], dtype=torch.float64)
+        chosen = _chosen(some, names)
+        at_positions = scored(made, clean, Changes(made, clean, after), positions=True)
+        found = _streams(made, at_positions, chosen, names, spans)
+        for edge, score in found + (_heads(made, some, clean, chosen, names, spans) if crossing else []):
+            total[edge] = total.get(edge, 0.0) + score
+    about = dict(zip(("clean", "corrupted"), (metric / task.rows).tolist()))
+    return Circuit.of({edge: score / task.rows for edge, score in total.items()}, level="edges", method="peap",
+                      about={**about, "spans": spans})
+
+
+def _chosen(task: Prepared, names: list[str]) -> Tensor:
+    """Which positions each name means, bool (N, R, P), over those of the stream."""
+    real = task.questions[0].prompt
+    if real is None:
+        real = torch.ones(task.rows, len(names), dtype=torch.bool)
+    return torch.stack([task.places.at(name, real) for name in names])
+
+
+def _together(scores: Tensor, chosen: Tensor, how: str) -> Tensor:
+    """Scores (R, P, ...) of the positions that each name means, chosen (N, R, P), as one: (N, R, ...)."""
+    mask = chosen.view(*chosen.shape, *[1] * (scores.dim() - 2)).to(scores.device)
+    if how == "max-abs":
+        held = torch.where(mask, scores, 0)
+        best = held.abs().argmax(2, keepdim=True)
+        return held.gather(2, best).squeeze(2)
+    total = (mask * scores).sum(2)
+    return total / mask.sum(2).clamp_min(1) if how == "mean" else total
+
+
+def _streams(made: Plan, scores: Tensor, chosen: Tensor, names: list[str], how: str
+             ) -> list[tuple[tuple[str, str], float]]:
+    """The scores of edges by position, summed over rows; of (R, P, S, D)."""
+    graph = made.wired.graph
+    by_name = _together(scores, chosen, how).sum(1)  # (N, S, D)
+    sources, ends = graph.names
+    found = []
+    for name, one in zip(names, by_name.tolist()):
+        found += [((f"{sources[u]}@{name}", f"{ends[v]}@{name}"), one[u][v]) for u, v in graph.edges.nonzero().tolist()]
+    return found
+
+
+# -- inside heads -----------------------------------------------------------------------------------------------------
+
+
+def _heads(made: Plan, task: Prepared, clean: Record, chosen: Tensor, names: list[str], how: str
+           ) -> list[tuple[tuple[str, str], float]]:
+    """The scores of the edges inside heads, summed over rows."""
+    blocks, other = made.wired.blocks, made.record(task, side=1)
+    gradients = back(clean.outcome.sum(), [clean.written[block.heads] for block in blocks])
+    found = []
+    for layer, (block, gradient) in enumerate(zip(blocks, gradients)):
+        g = made.canonical(block.heads, gradient).unflatten(-1, (block.count, -1)).transpose(1, 2)  # (R, H, T, K)
+        now, then = ({name: _rows(made, block, name, one.reads[layer][name]) for name in INPUTS}
+                     for one in (clean, other))
+        pattern = clean.patterns[block.pattern]
+        factor = _factor(clean, made, block, layer)
+        with torch.no_grad():
+            edges = crossed(pattern.detach(), now, then, g, factor)
+            seen = _pairs(pattern.detach().sum(1, keepdim=True), chosen, "sum").sum(-1) > 0  # what attends to what
+        for name, score in edges.items():
+            found += _named(layer, name, score.double(), chosen, names, how, seen.tolist())
+    return found
+
+
+def crossed(pattern: Tensor, now: dict[str, Tensor], then: dict[str, Tensor], g: Tensor, factor: float
+            ) -> dict[str, Tensor]:
+    """What the metric changes by, to first order in a head's output at i, if the key or value at j, or the query at i,
+    is another: "k" and "v" (R, H, T, S), "q" (R, H, T).
+
+    Of a key, score s_ij becomes s_ij + e: with a = A_ij (exp e - 1), z_i' - z_i = a (v_j - z_i) / (1 + a); the mask and
+    all that is added to scores is in the pattern A already. Of a value, A_ij (v_j' - v_j). Of a query the row is
+    evaluated again.
+
+    Args: pattern: A, (R, H, T, S). now, then: queries (R, H, T, K), keys and values (R, H, S, K) of both runs. g: of
+        the head's output, (R, H, T, K). factor: of the scores, q k^T factor.
+    """
+    q, k, v = (now[name].detach() for name in INPUTS)
+    z_g = ((pattern @ v) * g).sum(-1)  # (R, H, T)
+    v_g = g @ v.mT  # (R, H, T, S)
+    e = factor * (q @ (then["k"].detach() - k).mT)
+    less, more = torch.expm1(-e.clamp_min(0)), torch.expm1(e.clamp_max(0))  # of the two one is zero
+    # a / (1 + a), with numerator and denominator times exp -e where e is above zero
+    share = pattern * (more - less) / (1 + less * (1 - pattern) + pattern * more)
+    turned = (pattern.log() + factor * ((then["q"].detach() - q) @ k.mT)).softmax(-1)
+    turned = turned.nan_to_num(0.0)  # a query that may look at nothing
+    return {"k": share * (v_g - z_g[..., None]), "v": pattern * (g @ (then["v"].detach() - v).mT),
+            "q": ((turned @ v) * g).sum(-1) - z_g}
+
+
+def _rows(made: Plan, block: Block, name: str, x: Tensor) -> Tensor:
+    """What an attention reads as (R, H, T, K): keys that meet queries in the open are turned."""
+    return x.mT if name == "k" and block.pattern in made.wired.scores else x
+
+
+def _factor(clean: Record, made: Plan, block: Block, layer: int) -> float:
+    """What products of queries and keys are multiplied by: seen in how a pattern depends on both.
+
+    Raises: ValueError where that is not by a number, as under a bound on scores.
+    """
+    pattern, reads = clean.patterns[block.pattern], clean.reads[layer]
+    best = pattern.detach().topk(min(2, pattern.shape[-1]), -1)
+    if best.values.shape[-1] < 2 or not float(best.values[..., 1].max()):
+        return 0.0  # no query sees two keys, so that no score counts
+    r, h, i = torch.unravel_index(best.values[..., 1].argmax(), best.values.shape[:-1])
+    a, b = best.indices[r, h, i]
+    odds = pattern[r, h, i, a].log() - pattern[r, h, i, b].log()
+    of_q, of_k = back(odds, [reads["q"], reads["k"]])
+    q, k = (_rows(made, block, name, reads[name].detach()) for name in "qk")
+    of_q, of_k = of_q[r, h, i], _rows(made, block, "k", of_k)[r, h, a]
+    q, difference = q[r, h, i], k[r, h, a] - k[r, h, b]
+    factor = float(of_k @ q / (q @ q))
+    off = max(float((of_k - factor * q).norm() / (of_k.norm() + 1e-30)),
+              float((of_q - factor * difference).norm() / (of_q.norm() + 1e-30)))
+    if off > 1e2 * max(tolerance(q.dtype), tolerance(torch.float32)):
+        raise ValueError(f"{block.pattern.path}: attention scores are not queries times keys times a number ({off:.2g} "
+                         "off), as where they are bounded, so that a head's edges between positions cannot be told; "
+                         "take crossing=False")
+    return factor
+
+
+def _pairs(scores: Tensor, chosen: Tensor, how: str) -> Tensor:
+    """Scores (R, H, T, S) by names of both positions, summed over rows: (N, N, H), ends first."""
+    by_end = _together(scores.transpose(1, 2), chosen, how)  # (N, R, H, S)
+    return torch.stack([_together(of_end.movedim(-1, 1), chosen, how).sum(1) for of_end in by_end])
+
+
+def _named(layer: int, name: str, scores: Tensor, chosen: Tensor, names: list[str], how: str, seen: list[list[bool]]
+           ) -> list[tuple[tuple[str, str], float]]:
+    """Scores (R, H, T, S), or of queries (R, H, T), by names of positions, summed over rows."""
+    if name == "q":
+        by_name = _together(scores.transpose(1, 2), chosen, how).sum(1).tolist()
+        return [((f"L{layer}.attn.H{h}.q@{end}", f"L{layer}.attn.H{h}@{end}"), score)
+                for end, of_end in zip(names, by_name) for h, score in enumerate(of_end)]
+    by_pair = _pairs(scores, chosen, how).tolist()
+    return [((f"L{layer}.attn.H{h}.{name}@{start}", f"L{layer}.attn.H{h}@{end}"), score)
+            for e, end in enumerate(names) for s, start in enumerate(names) if seen[e][s]
+            for h, score in enumerate(by_pair[e][s])]
+
+
+__all__ = ["SPANS", "crossed", "peap"]
