@@ -132,8 +132,10 @@ def located(position: int | str, count: int, *, row: int = 0, prefix: int | None
         found = [one for part in text.split(",") for one in _numbered(part, prefix)]
     wrong = [one for one in found if not -count <= one < count]
     if wrong or not found:
+        some = f"0 to {count - 1}, or -1 to -{count} from the end"
+        some = f"p0 to p{count - 1 - prefix}" if prefix is not None and text.startswith("p") else some
         raise ValueError(f"@{text}: row {row} has {count} positions, so {wrong[0] if wrong else 'nothing'} is not one "
-                         "of them")
+                         f"of them; give {some}")
     return [one % count for one in found]
 
 

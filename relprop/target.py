@@ -132,7 +132,8 @@ class Vocabulary:
         hint = f'; with a space before it, " {text}", it is one' if len(spaced) == 1 else ""
         if len(pieces) < 2:
             raise ValueError(f"no token {text!r} in the vocabulary{hint or '; give one of its tokens or an id'}")
-        raise ValueError(f"{text!r} is {len(pieces)} tokens, {spelled}{hint or '; give one of them, or its id'}")
+        raise ValueError(f"{text!r} is {len(pieces)} tokens, {spelled}, where one is needed"
+                         f"{hint or '; give one of them, or its id'}")
 
     def name(self, index: int, *, token: bool) -> str:
         """What a class or a token is called."""

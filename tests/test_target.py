@@ -172,7 +172,7 @@ def test_tokens_by_text():
     assert gpt2.token(" Mary") == 5335 == gpt2.token("\u0120Mary")
     assert gpt2.target(" Mary") == Token(5335) and gpt2.target(5335) == Token(5335)
     assert gpt2.name(5335, token=True) == "' Mary'"
-    with pytest.raises(ValueError, match=r"3 tokens, \['Sch', 'rod', 'inger'\]; give one of them"):
+    with pytest.raises(ValueError, match=r"3 tokens, \['Sch', 'rod', 'inger'\], where one is needed; give one of them"):
         gpt2.token("Schrodinger")
     with pytest.raises(ValueError, match=r"'Schro' is 2 tokens, .*; with a space before it, \" Schro\", it is one"):
         gpt2.token("Schro")

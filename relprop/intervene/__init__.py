@@ -15,10 +15,10 @@ A *site* is an address, or one coordinate of the vector there: "L5.attn.H3", "L5
 associations in GPT) for noise.
 """
 
-from .change import Group, canonical, changed, reference, split
+from .change import Group, canonical, changed, reference, split, units_of
 from .session import intervened
 from .site import Places, Site, Spot, parts, resolved, spots
 from .value import Given, Hold, Intervention, Mean, Noise, Pattern, Resample, Zero
 
 __all__ = ["Given", "Group", "Hold", "Intervention", "Mean", "Noise", "Pattern", "Places", "Resample", "Site", "Spot",
-           "Zero", "canonical", "changed", "intervened", "parts", "reference", "resolved", "split", "spots"]
+           "Zero", "canonical", "changed", "intervened", "parts", "reference", "resolved", "split", "spots", "units_of"]

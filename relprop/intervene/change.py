@@ -38,6 +38,7 @@ def changed(tap: Tap, layout: Layout | None, copies: int, groups: list[Group]) -
         whole = y[None, None] if layout is None else layout.view(y, copies)
         for group in groups:
             units = split(whole, group.units)
+            _check(group.unit, units, tap)
             now = units[group.copy, :, :, group.unit]
             units[group.copy, :, :, group.unit] = group.change(now).to(now)
         return y
@@ -51,6 +52,23 @@ def split(whole: Tensor, units: int | None) -> Tensor:
     if whole.shape[-1] % units:
         raise ValueError(f"{whole.shape[-1]} entries cannot be {units} heads")
     return whole.unflatten(-1, (units, -1))
+
+
+def units_of(whole: Tensor, units: int | None, unit: Tensor, tap: Tap) -> Tensor:
+    """Some units of a tap's vectors, (R, P, C), as (N, R, P, W).
+
+    Raises: ValueError for a unit that they do not have.
+    """
+    found = split(whole, units)
+    _check(unit, found, tap)
+    return found[:, :, unit].movedim(2, 0)
+
+
+def _check(unit: Tensor, split: Tensor, tap: Tap) -> None:
+    """Raises: ValueError for a unit of (..., U, W) that there is not."""
+    if int(unit.max()) >= split.shape[-2]:
+        raise ValueError(f"no entry {int(unit.max())} of the vectors at {tap.path or 'the output'}, which have "
+                         f"{split.shape[-2]}; give [0] to [{split.shape[-2] - 1}], or [*] for each")
 
 
 def _patterns(copies: int, groups: list[Group]) -> Heads:

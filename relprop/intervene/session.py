@@ -14,7 +14,7 @@ from ..anatomy import Anatomy
 from ..errors import RelpropError
 from ..trace import Tap
 from ..trace.intervention import Editor, edited
-from .change import Group, Shapes, changed, split, values_at
+from .change import Group, Shapes, changed, units_of, values_at
 from .inputs import arguments
 from .site import Places, Site, Spot, parts, resolved
 from .value import Hold, Intervention, Pattern
@@ -98,7 +98,7 @@ class _Session:
     def _group(self, site: Site, spots: list[Spot], there: Tensor | None, shapes: Shapes) -> Group:
         one, units = self.wanted[site], spots[0].units
         unit = torch.tensor([spot.unit for spot in spots])
-        other = None if there is None else split(there, units)[:, :, unit].movedim(2, 0)  # (N, R, P, W)
+        other = None if there is None else units_of(there, units, unit, spots[0].tap)  # (N, R, P, W)
 
         def change(now: Tensor) -> Tensor:
             value = one.value(now, other if other is None else other.to(now))

@@ -60,6 +60,16 @@ class Pair(Outcome):
     def said(self, a: str, b: str) -> str:
         raise NotImplementedError
 
+    def _refuse_zero(self, a: Tensor, b: Tensor) -> None:
+        """Raises: Undefined for a candidate of probability zero, (..., R), with which one and in which row."""
+        for side, value in (("a", a), ("b", b)):
+            rows = value.isneginf().flatten(0, -2).any(0) if value.dim() > 1 else value.isneginf()
+            if rows.any():
+                one, row = getattr(self, side), int(rows.nonzero()[0])
+                said = f"{one!r}" if isinstance(one, (str, int)) else f"candidate {side}"
+                raise Undefined(f"{said} has probability zero in row {row}, so that the ratio of the two is undefined; "
+                                "take their Difference, or candidates that the model may give")
+
     def _questions(self, subject: Subject, batch: Batch) -> list[Question]:
         vocabulary = subject.targets(None, 1).vocabulary
         if not vocabulary.of_tokens and not _of_ids(self.a):
@@ -94,7 +104,7 @@ class Ratio(Pair):
     only_odds = True
 
     def combined(self, a: Tensor, b: Tensor) -> Tensor:
-        _refuse_zero(a, b)
+        self._refuse_zero(a, b)
         return (a - b).exp()
 
     def said(self, a: str, b: str) -> str:
@@ -117,17 +127,11 @@ class LogOdds(Pair):
     only_odds = True
 
     def combined(self, a: Tensor, b: Tensor) -> Tensor:
-        _refuse_zero(a, b)
+        self._refuse_zero(a, b)
         return a - b
 
     def said(self, a: str, b: str) -> str:
         return f"log P({a}) - log P({b})"
-
-
-def _refuse_zero(a: Tensor, b: Tensor) -> None:
-    if a.isneginf().any() or b.isneginf().any():
-        raise Undefined("a candidate has probability zero, so that their ratio is undefined; take the difference, or "
-                        "other candidates")
 
 
 def _of_ids(one: object) -> bool:
@@ -148,7 +152,7 @@ def _continuations(one: object, subject: Subject, rows: int) -> list[list[int]]:
 
 def _ids(one: object, subject: Subject) -> list[int]:
     if isinstance(one, int):
-        return [one]
+        one = [one]
     if isinstance(one, str):
         if subject.tokenizer is None:
             raise ValueError(f"{subject.name} came without a tokenizer to read {one!r}; give token ids")
@@ -156,6 +160,11 @@ def _ids(one: object, subject: Subject) -> list[int]:
     found = list(one)
     if not found or not all(isinstance(token, int) for token in found):
         raise ValueError(f"a continuation is a text or a list of token ids, at least one, not {one!r}")
+    size = family.vocabulary_size(subject.model)
+    wrong = [token for token in found if not 0 <= token < (size or token + 1)]
+    if wrong:
+        raise ValueError(f"no token {wrong[0]} in {subject.name}, whose vocabulary has {size}; give ids of 0 to "
+                         f"{(size or 1) - 1}")
     return found
 
 
@@ -223,7 +232,8 @@ def _masked(subject: Subject, batch: Batch, candidates: list[list[list[int]]], n
     """A question for each token of each candidate."""
     mask = subject.mask_token_id
     if mask is None:
-        raise ValueError(f"{subject.name} came without a tokenizer that has a mask token, which continuations need")
+        raise ValueError(f"{subject.name} came without a tokenizer that has a mask token, which continuations need; "
+                         "load it with its tokenizer, relprop.load(model, tokenizer)")
     return [_at_mask(subject, batch, one, step, side, normalised, following, mask)
             for side, one in enumerate(candidates) for step in range(max(map(len, one)))]
 

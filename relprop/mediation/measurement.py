@@ -136,6 +136,14 @@ def grouped(task: Task) -> dict:
 def check_defined(task: Task, found: Found, scale: str) -> None:
     """Raises: Undefined for an outcome that is the same whatever is changed, or a ratio to zero."""
     base = found["base"]
+    wild = [name for name, value in found.items() if not value.isfinite().all()]
+    if wild:
+        values = found[wild[0]]
+        row = int((~values.isfinite()).flatten(0, -2).any(0).nonzero()[0]) if values.dim() > 1 else \
+            int((~values.isfinite()).nonzero()[0])
+        raise Undefined(f"the outcome, {task.outcome.name(task.subject)}, is no number in example {row} "
+                        f"({wild[0].replace('_', ' ')}), so that effects on it are undefined; of a ratio whose "
+                        "denominator vanishes take LogOdds, or Difference")
     largest = torch.stack([value.abs().flatten(0, -2).amax(0) if value.dim() > 1 else value.abs()
                            for value in found.values()]).amax(0)  # (B,), each pair's own, since ratios differ by powers
     rounding = 4 * torch.finfo(task.subject.dtype).eps * largest

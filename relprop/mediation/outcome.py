@@ -171,7 +171,8 @@ def answered_at(batch: Batch, row: int, token: Token) -> int:
     own = prompt_of(batch)[row].nonzero().flatten()
     position = -1 if token.position is None else token.position
     if not -len(own) <= position < len(own):
-        raise ValueError(f"no position {position} in row {row}, which has {len(own)} tokens")
+        raise ValueError(f"no position {position} in row {row}, which has {len(own)} tokens; give 0 to {len(own) - 1}, "
+                         f"or -1 to -{len(own)} from the end")
     return int(own[position])
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..intervene import Group, Intervention, Places, Spot, split
+from ..intervene import Group, Intervention, Places, Spot, units_of
 from ..intervene.inputs import real_of
 from ..trace import Tap
 from ..trace.intervention import PATTERN
@@ -69,15 +69,14 @@ def grouped(stage: Stage, mediators: Sequence[Mediator], one: Intervention, ther
     for (tap, units, position), found in alike.items():
         copy, unit = torch.tensor(found).T
         where = partial(_where, stage, tap, position, places, prompt_only)
-        change = _change(units, unit, one, there.get(tap), where)
+        other = None if tap not in there else units_of(there[tap], units, unit, tap)  # (N, R, P, W)
+        change = _change(one, other, where)
         groups.setdefault(tap, []).append(Group(copy, unit, units, change))
     return groups
 
 
-def _change(units: int | None, unit: Tensor, one: Intervention, there: Tensor | None,
-            where: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor]:
-    other = None if there is None else split(there, units)[:, :, unit].movedim(2, 0)  # (N, R, P, W)
-
+def _change(one: Intervention, other: Tensor | None, where: Callable[[Tensor], Tensor | None]
+            ) -> Callable[[Tensor], Tensor]:
     def change(now: Tensor) -> Tensor:
         value, chosen = one.value(now, other), where(now)
         return value if chosen is None else torch.where(chosen.to(now.device), value, now)

@@ -1,7 +1,7 @@
 """What is asked: pairs of inputs, an outcome, and how they are run; pieces of the pairs are made ready one by one."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..address import Address, Spans
+from ..anatomy import Anatomy
 from ..intervene import Places, Site, Spot, parts, resolved
 from ..load import load
 from ..still import settled
@@ -125,7 +126,7 @@ def mediators_of(subject: Subject, batch: Batch, at: At) -> dict[str, list[Spot]
     """Each mediator by name: the places that are changed together. Cost: two or three forward passes of one row."""
     one = batch.take([0])
     known = parts(subject.model, one.args, one.kwargs)
-    each = lambda site: resolved(subject.model, known, Site.parse(site), one.args, one.kwargs)
+    each = lambda site: _resolved(subject, known, site, one)
     if isinstance(at, Mapping):
         found = {name: [spot for site in several(sites) for spot in each(site)] for name, sites in at.items()}
     else:
@@ -138,9 +139,22 @@ def mediators_of(subject: Subject, batch: Batch, at: At) -> dict[str, list[Spot]
     return found
 
 
+def _resolved(subject: Subject, known: Anatomy, site: Place, one: Batch) -> list[Spot]:
+    parsed = Site.parse(site)
+    try:
+        return resolved(subject.model, known, parsed, one.args, one.kwargs)
+    except ValueError as cause:
+        raise ValueError(f"mediator {parsed} is no place of {subject.name}: {cause}") from cause
+
+
 def several(sites: object) -> list[Any]:
     """One site or several, as several."""
-    return [sites] if isinstance(sites, (str, Site, Address)) else list(sites)
+    if isinstance(sites, (str, Site, Address)):
+        return [sites]
+    if not isinstance(sites, Iterable):
+        raise TypeError(f"places are sites or patterns of sites, such as 'L*.attn.H*', a list of them, or a mapping of "
+                        f"names to them; not {type(sites).__name__}")
+    return list(sites)
 
 
 def placed(subject: Subject, spans: Spans | None, rows: Tensor) -> Places:
