@@ -84,11 +84,14 @@ class Subject:
 
     @property
     def pad_token_id(self) -> int:
-        """Id that fills short rows, which the model does not see: of the pad token, or else of the end of text."""
+        """Id that fills short rows, which the model does not see: of the pad token, or else of the end of text, where
+        the model's vocabulary has it.
+        """
         config = getattr(self.model, "config", None)
         names, owners = ("pad_token_id", "eos_token_id"), (self.tokenizer, config)
         known = [getattr(owner, name, None) for name in names for owner in owners]
-        return next((one for one in known if isinstance(one, int)), 0)
+        size = family.vocabulary_size(self.model)  # configs name ids that a small vocabulary does not have
+        return next((one for one in known if isinstance(one, int) and (size is None or one < size)), 0)
 
     @property
     def device(self) -> torch.device:

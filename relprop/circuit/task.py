@@ -20,12 +20,13 @@ from ..intervene import Places, Spot
 from ..load import load
 from ..mediation import KL, LogOdds, Margin, Mass, Outcome, Question, Value, mediators_of
 from ..mediation.experiment import check_pair
+from ..mediation.outcome import answered_at
 from ..mediation.outcome import outcome as outcome_of
 from ..mediation.stage import read
 from ..mediation.task import placed, ready, spanned
 from ..subject import Subject
-from ..target import Class, Contrast
-from ..tokens import Batch, TextUnits
+from ..target import Class, Contrast, Token
+from ..tokens import Batch, ImageUnits, TextUnits
 
 ABLATIONS = ("resample", "mean", "mean by position", "zero")
 """What is put in the place of a clean value: that of the corrupted input, the mean over the reference inputs and their
@@ -65,7 +66,8 @@ class Task:
 
         Args: metric: one of `METRICS`, of the pairs' answers and wrong answers, or an `Outcome`; None: the one that
                 suits them, the logit difference where there is one of each.
-        Spans are those that are at the same positions on both sides; pairs of one template and order are a group.
+        Spans are those that are at the same positions on both sides, and of texts with any "end", where the model
+        answers; pairs of one template and order are a group.
 
         Raises: ValueError for sides that differ in their number of tokens, for answers of several tokens, with what
             they are, for pairs without answers, and for a metric that does not suit them.
@@ -73,8 +75,11 @@ class Task:
         found = matched(subject, pairs)
         same = {name: at for name, at in found.spans.items() if at == found.counterfactual_spans[name] and all(at)}
         outcome = metric if isinstance(metric, Outcome) else _metric(subject, pairs, found, metric)
+        named = {**_numbered(found, pairs), **same}
+        if named and "end" not in named and isinstance(found.base.units, TextUnits):
+            named["end"] = _answered(found.base)
         groups = [" ".join(filter(None, [one.facts.get("template"), one.facts.get("order")])) for one in pairs.pairs]
-        return cls(pairs.name, found.base, found.counterfactual, outcome, {**_numbered(found, pairs), **same},
+        return cls(pairs.name, found.base, found.counterfactual, outcome, named,
                    groups=groups if all(groups) else None, about={**pairs.about, "pairs": pairs.fingerprint()})
 
     @classmethod
@@ -173,6 +178,9 @@ class Prepared:
         if self.task.spans:
             return list(self.task.spans)
         real = self.questions[0].prompt
+        if isinstance(self.clean.units, ImageUnits) and self.clean.units.grid is not None:
+            rows, columns = self.clean.units.grid
+            return [str(position) for position in range(self.subject.prefix_tokens + rows * columns)]
         if real is None:
             raise ValueError(f"task {self.task.name!r} names no positions; give it spans={{'name': positions}}")
         lengths = real.sum(1).unique().tolist()
@@ -268,6 +276,12 @@ def _metric(subject: Subject, pairs: Pairs, found: Matched, metric: str | None) 
     if suits == "logit difference":
         return LogOdds(*ids)
     return {"probability difference": Mass, "smallest logit difference": Margin}[suits](*ids)
+
+
+def _answered(batch: Batch) -> list[list[int]]:
+    """Where the model answers in each row of texts, counted without padding."""
+    own = ~torch.tensor(batch.units.padding)
+    return [[int(mine[:answered_at(batch, row, Token(0))].sum())] for row, mine in enumerate(own)]
 
 
 def _numbered(found: Matched, pairs: Pairs) -> dict[str, list[list[int]]]:
