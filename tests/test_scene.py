@@ -11,6 +11,7 @@ import relprop
 from relprop import data, view
 from relprop.mediation import LogOdds, scene
 from relprop.result import Effects
+from relprop.result.number import printed
 from relprop.view import patch, pattern
 from relprop.view.mediation import maps
 
@@ -62,7 +63,8 @@ def test_patterns_stand_in_figure_and_page(heads, tmp_path):
     page = Document(text)
     assert page.tags.count("image") == 6 and "wonderful" in page.said and "terrible" in page.said
     assert all(value.startswith("data:image/png;base64,") for name, value in page.attributes if name in ("src", "href"))
-    painted = pattern.painted(torch.tensor([[0.0, 1.0]]))
+    painted = pattern.painted(torch.tensor([[0.0, 0.2]]), 0.2)
+    assert f"up to {printed(pattern.end(heads.about['patterns'][0]), 2)}" in words
     assert painted[0, 0].min() > 245 and painted[0, 1].max() < 150  # white and dark
 
 

@@ -78,7 +78,9 @@ def subheading(effects: Effects) -> list[str]:
     pair = effects.about.get("pair")
     if "corrupted" in effects.about:
         return [f"{said[0]}; {_noise(effects)}", *([pair[0]] if pair else [])]
-    return [*said, *([f"{pair[0]} → {pair[1]}" + (" (and others)" if count > 1 else "")] if pair else [])]
+    other = [f"a, b: {effects.about['a, b']}"] if "a, b" in effects.about else []
+    pairs = [f"{pair[0]} → {pair[1]}" + (" (and others)" if count > 1 else "")] if pair else []
+    return [*said, *(["; ".join([*pairs, *other])] if pairs or other else [])]
 
 
 def examples(about: Mapping, count: int) -> str:
@@ -222,7 +224,7 @@ def columns(effects: Effects, board: Arrangement) -> list[str]:
         at = int(name[1:]) if name[1:].lstrip("-").isdecimal() and name.startswith("@") else None
         known = at is not None and -len(tokens) <= at < len(tokens)
         mark = " *" if known and at % len(tokens) in noisy else ""
-        said.append(f"{at} {spelled(tokens[at])}{mark}" if known else name)
+        said.append(f"{at} {visible(spelled(tokens[at]))}{mark}" if known else name)
     return said
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..result import Effects
+from ..result.number import printed
 from . import color
 from .sheet import BODY, SMALL, TINY, TITLE, Sheet, sheet, shortened, visible
 from .words import spelled
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 SCALE = "Purples"  # matplotlib's name; weights have no sign
 SIDES = ("base", "counterfactual")
-_WIDTH, _MARGIN, _HEAD, _NAME, _LABEL = 7.4, 0.3, 0.62, 0.34, 0.62  # inches
+_WIDTH, _MARGIN, _HEAD, _NAME, _LABEL = 7.4, 0.3, 0.62, 0.42, 0.62  # inches
 _CELL, _ROOM = 15, 76  # of a page's pattern, in pixels: a cell, and what labels take
+_PAGE = 8.25  # points of a page's labels
 
 
 def patterns(effects: Effects) -> Figure:
@@ -45,13 +47,19 @@ def patterns(effects: Effects) -> Figure:
         for row, side in enumerate(SIDES):
             part = page.part(_MARGIN + column * wide, _HEAD + row * tall, wide)
             part.write(0, 0, shortened(f"{head['head']}, {side}", 72 * wide - 6, BODY, True), size=BODY, weight="bold")
-            _map(part, weights(head, side), head["tokens"][row], size)
+            part.write(0, 0.13, f"up to {printed(end(head), 2)}", size=TINY, color=color.FAINT)
+            _map(part, weights(head, side), head["tokens"][row], size, end(head))
     return page.figure
 
 
 def scale() -> str:
     """What colours mean, in words."""
-    return "rows attend to columns, example 0; white 0, dark 1"
+    return "rows attend to columns, example 0; from white, 0, to dark, the strongest of the head on both sides"
+
+
+def end(head: dict) -> float:
+    """Where the colours of a head end: its largest weight on either side."""
+    return max(float(weights(head, side).max()) for side in SIDES)
 
 
 def weights(head: dict, side: str) -> Tensor:
@@ -63,15 +71,15 @@ def pages(effects: Effects) -> list[dict]:
     """What a page shows of each head: labels with their places in pixels, and cells as pixels, uint8 (T, T, 3)."""
     found = []
     for head in effects.about.get("patterns", []):
-        both = [_page(weights(head, side), tokens, side) for side, tokens in zip(SIDES, head["tokens"])]
-        found.append({"head": head["head"], "sides": both, "last": _last(head)})
+        both = [_page(weights(head, side), tokens, side, end(head)) for side, tokens in zip(SIDES, head["tokens"])]
+        found.append({"head": head["head"], "sides": both, "last": _last(head), "end": printed(end(head), 2)})
     return found
 
 
-def _page(values: Tensor, tokens: list[str], side: str) -> dict:
-    labels = [(_ROOM + _CELL * (place + 0.5), shortened(visible(spelled(token)), _ROOM * 0.72 - 4, SMALL))
+def _page(values: Tensor, tokens: list[str], side: str, end: float) -> dict:
+    labels = [(_ROOM + _CELL * (place + 0.5), shortened(visible(spelled(token)), 0.75 * _ROOM - 8, _PAGE))
               for place, token in enumerate(tokens)]
-    return {"side": side, "labels": labels, "pixels": painted(values), "size": _CELL * len(tokens), "room": _ROOM}
+    return {"side": side, "labels": labels, "pixels": painted(values, end), "size": _CELL * len(tokens), "room": _ROOM}
 
 
 def _last(head: dict) -> list[dict]:
@@ -86,17 +94,17 @@ def _last(head: dict) -> list[dict]:
     return said
 
 
-def painted(values: Tensor) -> ndarray:
-    """Weights as colours, uint8 (T, T, 3)."""
+def painted(values: Tensor, end: float) -> ndarray:
+    """Weights as colours, the darkest for `end`, uint8 (T, T, 3)."""
     from matplotlib import colormaps
     from numpy import asarray
 
-    return asarray(colormaps[SCALE](values.clamp(0, 1).numpy(), bytes=True))[..., :3]
+    return asarray(colormaps[SCALE]((values / end).clamp(0, 1).numpy(), bytes=True))[..., :3]
 
 
-def _map(part: Sheet, values: Tensor, tokens: list[str], size: float) -> None:
-    axes = part.axes(_LABEL, 0.18, size, size)
-    axes.imshow(values.numpy(), cmap=SCALE, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+def _map(part: Sheet, values: Tensor, tokens: list[str], size: float, end: float) -> None:
+    axes = part.axes(_LABEL, 0.26, size, size)
+    axes.imshow(values.numpy(), cmap=SCALE, vmin=0, vmax=end, interpolation="nearest", aspect="auto")
     every = -(-len(tokens) // max(1, int(size / 0.085)))
     shown = [shortened(visible(spelled(token)), 72 * _LABEL - 6, TINY) for token in tokens[::every]]
     for set_ticks, turn in ((axes.set_yticks, {}), (axes.set_xticks, {"rotation": 90})):
