@@ -150,8 +150,8 @@ def test_version():
 def test_demo(tmp_path):
     said = good("demo", "--output", tmp_path / "out")
     files = {file.name for file in (tmp_path / "out").iterdir()}
-    assert files >= {"digits.png", "digits.html", "review.png", "review.html"}
-    assert "ledger" in said
+    assert files >= {"digits.png", "digits.html", "review.png", "review.html", "heads.png", "heads.html"}
+    assert "ledger" in said and "heads of tasks-gpt2" in said
 
 
 def test_stdin_is_lines(monkeypatch):

@@ -230,12 +230,14 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="the folder for the pictures")] = Path("demo-output"),
     seed: Seed = 0,
 ) -> None:
-    """Explain two digits of one picture, and a review."""
+    """Explain two digits and a review; find a bias in heads."""
     output.mkdir(parents=True, exist_ok=True)
     picture, labels = _canvas(seed)
     _show("digits-vit", picture, labels, output / "digits")
     _show("reviews-bert", REVIEW, ["NEGATIVE"], output / "review")
-    typer.echo(f"The maps, as pictures and pages: {output}/digits.png .html, {output}/review.png .html")
+    _mediated(output / "heads", seed)
+    said = ", ".join(f"{output}/{name}.png .html" for name in ("digits", "review", "heads"))
+    typer.echo(f"The maps, as pictures and pages: {said}")
 
 
 def _canvas(seed: int) -> tuple[Any, list[str]]:
@@ -260,6 +262,20 @@ def _show(model: str, input: Any, targets: list[str], output: Path) -> None:
         found += [result.row(row) for row in range(result.rows)]
     for suffix in (".png", ".html"):
         view.save(found, output.with_suffix(suffix))
+
+
+def _mediated(output: Path, seed: int) -> None:
+    """Which heads of the bundled language model carry the bias that was planted in it; the summary, and two files."""
+    subject = subject_of("tasks-gpt2")
+    from .. import data
+    from ..mediation import effects
+
+    pairs = data.pairs("gender-bias", count=24, seed=seed)
+    found = effects(subject, pairs, kind=["total", "direct", "indirect"], show_progress=watched(), seed=seed)
+    typer.echo(f"heads of {subject.name}, where {pairs.pairs[0].base!r} becomes {pairs.pairs[0].counterfactual!r} ...\n"
+               f"{found.summary()}\n")
+    for suffix in (".png", ".html"):
+        found.save(output.with_suffix(suffix))
 
 
 def _explained(
