@@ -50,7 +50,7 @@ def path_effects(subject: str | Subject | nn.Module | tuple, base: object, count
         base, counterfactual, outcome: as of `effects`.
         sender, receiver: places, as `at` of `effects`; each sender is paired with each receiver. A receiver of None is
             the outcome itself: what no held place passes on, as by the residual stream alone.
-        held: sites that keep their value of the base.
+        held: sites that keep their value of the base; of the default, those that the model has.
         scale, keep, spans, align, groups, prompt_only, out, batch_size, resamples, seed, show_progress: as of
             `effects`.
     Returns: effects of kinds "total" and "indirect", of mediators named "L0.attn.H1 -> L1.mlp", "L1.mlp -> outcome".
@@ -64,12 +64,23 @@ def path_effects(subject: str | Subject | nn.Module | tuple, base: object, count
     with ready(asked.subject.model):
         senders = asked.mediators(sender)
         receivers = {END: []} if receiver is None else asked.mediators(receiver, taken=False)
-        places = [spot for spots in asked.mediators(held, taken=False).values() for spot in spots] \
-            if several(held) else []
+        places = _held(asked, held)
         paths = Paths(asked, senders, receivers, places)
         found = measured(paths, out, show_progress=show_progress)
     return result(asked, paths.names, found, scale=scale, resamples=resamples, seed=seed,
                   about={"held": [str(place) for place in several(held)]})
+
+
+def _held(asked: Task, held: Place | Sequence[Place]) -> list[Spot]:
+    """Every place that is held. A model of attention alone has no MLP that could be."""
+    found = []
+    for one in several(held):
+        try:
+            found += [spot for spots in asked.mediators([one], taken=False).values() for spot in spots]
+        except ValueError:
+            if held is not HELD:
+                raise
+    return found
 
 
 @dataclass(frozen=True, eq=False)
