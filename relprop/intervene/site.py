@@ -125,7 +125,8 @@ class Places:
     def of(model: nn.Module, spans: Spans | None = None) -> Places:
         """Of this model, with these names."""
         facts = family.facts(model)
-        patched = facts.modality == "image" or facts.patch is not None  # a module of timm's says nothing of modality
+        # a module of timm's or torchvision's says nothing of its modality
+        patched = facts.modality == "image" or facts.patch is not None or facts.prefix_tokens > 0
         return Places(spans, facts.prefix_tokens if patched else None)
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from ..numerics import tolerance
 from ..trace import Tap
 from ..trace.intervention import PATTERN, Editor, edited
 from ..trace.layout import Layout, learn
@@ -41,7 +42,7 @@ class Done:
 class Recorder(Editor):
     """Watches a forward pass, changes nothing: every module's call, the values at taps, and when each came.
 
-    With `light` it keeps shapes in the place of outputs and values.
+    With `light` it keeps shapes in the place of outputs.
     """
 
     def __init__(self, taps: Iterable[Tap], *, light: bool = False) -> None:
@@ -57,7 +58,7 @@ class Recorder(Editor):
 
     def _keeper(self, tap: Tap) -> Callable[[Tensor], None]:
         def keep(value: Tensor) -> None:
-            self.values[tap], self.when[tap] = self._shape(value) if self.light else value.clone(), self._tick()
+            self.values[tap], self.when[tap] = value.clone(), self._tick()
         return keep
 
     @staticmethod
@@ -139,6 +140,8 @@ def record(model: nn.Module, run: Callable[[list[int]], Any], rows: int, taps: I
     _, less = _watched(model, lambda: run([0] * others), taps, light=True)
     layouts = {tap: None if tap.side == PATTERN else learn(seen.values[tap].shape, rows, less.values[tap].shape,
                                                            others) for tap in taps}
+    for tap, layout in layouts.items():
+        _check_rows(tap, layout, seen.values[tap], less.values[tap])
     once = _called_once(seen.calls) & _called_once(less.calls)
     shapes = {call.path: call for call in less.calls}
     kept = [found for call in seen.calls if call.path in once
@@ -149,6 +152,21 @@ def record(model: nn.Module, run: Callable[[list[int]], Any], rows: int, taps: I
     for call in (*whole.tail, *(found.call for found in kept)):
         call.read = call.output = None
     return whole
+
+
+def _check_rows(tap: Tap, layout: Layout | None, whole: Tensor, alone: Tensor) -> None:
+    """Raises: ValueError where the first row is not by itself what it is among others, so that what is taken for rows
+    are none.
+    """
+    pick = lambda value: value[0] if tap.side == PATTERN else layout.view(value)[0, 0]
+    if layout is None and tap.side != PATTERN:
+        return
+    one, other = pick(whole), pick(alone)
+    close = tolerance(one.dtype) * float(one.abs().nan_to_num().amax().clamp_min(torch.finfo(one.dtype).tiny))
+    if not torch.allclose(one, other, rtol=0, atol=close, equal_nan=True):
+        raise ValueError(f"rows cannot be told apart at {tap.path}: the first one has other values there by itself, as "
+                         "where experts see some of the tokens; take a place that all tokens pass, such as L0 or "
+                         "L0.attn.H*")
 
 
 def again(model: nn.Module, run: Callable[[list[int]], Any], rows: int, like: Recording, *, light: bool = False
