@@ -17,7 +17,7 @@ from ..approximation.run import Query, Run, Slopes
 from ..composite import Composite
 from ..intervene import Site, parts
 from ..still import settled
-from ..trace import Tap
+from ..trace import Tap, intercepted
 from .ablated import Values, ablated
 from .task import Prepared
 
@@ -34,7 +34,14 @@ class Estimation(Run):
                  moved: bool = False, side: int = 0) -> None:
         self.gone = gone
         batches = (task.clean, task.corrupted)
-        read = lambda side: lambda output, index: task.value(output, index.tolist(), side=side)
+
+        def read(side: int) -> Callable[[Any, Tensor], Tensor]:
+            def answer(output: Any, index: Tensor) -> Tensor:
+                with torch._C.DisableTorchFunction():  # rules are of the model's calls, not of the metric's
+                    return task.value(output, index.tolist(), side=side)
+
+            return answer
+
         other = batches[1 - side] if ablation == "resample" else None
         query = Query(batches[side], other, read(side), there=None if other is None else read(1 - side))
         super().__init__(task.model, known, [query], lambda answers: answers[0], wanted, positions=task.places,
@@ -87,9 +94,12 @@ def at_clean(make: Callable[..., Estimation]) -> tuple[Estimation, Slopes]:
 
 
 def by_rules(rules: Composite, make: Callable[..., Estimation]) -> tuple[Estimation, Slopes]:
-    """Relevance per unit at the clean inputs."""
+    """Relevance per unit at the clean inputs: the gradient of a pass under the rules. Rows whose metric depends on
+    nothing have none of it.
+    """
     run = make()
-    return run, run.relevances(rules)
+    with intercepted(run.model, rules):
+        return run, run.gradients()
 
 
 def on_the_way(points: Tensor, make: Callable[..., Estimation]) -> tuple[Estimation, Slopes]:
