@@ -12,6 +12,7 @@ import relprop
 from relprop import cli, data
 from relprop.errors import Undefined
 from relprop.mediation import LogOdds, Subset, Subsets, Value, subset, subsets, tracing
+from relprop.result.number import amount
 from relprop.target import Probability, Token
 
 BASE, OTHER = "A wonderful film.", "A terrible film."
@@ -117,6 +118,21 @@ def test_a_subset_is_the_librarys(tmp_path):
     several, layers = Subsets.open(tmp_path / "layers.json"), subsets("reviews-bert", BASE, OTHER, "POSITIVE", k=2)
     assert list(several) == ["", "L0", "L1", "L2", "L3"] and several[""].effects.equal(found.effects)
     assert all(several[name].effects.equal(one.effects) for name, one in layers.items())
+
+
+def test_pairs_tell_their_words():
+    bias = relprop.effects("tasks-gpt2", data.pairs("gender-bias", count=6), at="L0.attn.H0", resamples=99)
+    assert bias.outcome == "log P(a) - log P(b)" and bias.about["a, b"] == "' he', ' she'; or ' she', ' he'"
+    person = data.pairs("planted-professions", count=3)
+    alike = relprop.effects("tasks-gpt2", person, at="L0.attn.H0", resamples=99)
+    assert alike.outcome == "log P(' she') - log P(' he')" and "a, b" not in alike.about
+    assert alike.about["data"] == "planted professions"
+    assert subset("tasks-gpt2", person, k=1, how="top-k").outcome == alike.outcome
+    asked = "--at", "L0.attn.H0", "--kind", "total"
+    said = good("--data", "gender-bias", "--count", 6, *asked).stdout  # on the model that it is made for
+    assert f"total effect {amount(float(bias.total.mean()), 3)} [" in said and bias.total.min() > 1
+    assert "tasks-gpt2" in good("--data", "year-spans", "--count", 2, *asked, "--json").stdout
+    assert "total effect" in good("-m", "tasks-gpt2", "--data", "pronouns", "--count", 2, *asked).stdout  # for its tokenizer
 
 
 def test_causal_tracing_is_the_librarys(stories, tmp_path):

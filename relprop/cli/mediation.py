@@ -23,7 +23,6 @@ WRITTEN = ("html", "png", "svg", "json", "csv")
 """What is written of effects into a folder."""
 OWN = "tasks-gpt2"  # runs on data that is made for it where no other model is named
 TRACED = "L*@*"  # what is restored under noise
-SHOWN = 4  # choices of two candidates that reports tell, at most
 
 Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help=(
     "A bundled name, a folder, a hub id, or timm/NAME. "
@@ -130,8 +129,10 @@ def mediate(
                          verify=verify, out=resume, seed=seed, **shared)
     if os.environ.get("RANK", "0") != "0":
         return
-    found = _with(found, lambda one: replace(one, outcome=_named(one.outcome, given.words),
-                                             about={**_told(given), **one.about}))
+    from ..mediation.given import named, told
+
+    found = _with(found, lambda one: replace(one, outcome=named(one.outcome, given.words),
+                                             about={**told(given.name, given.words), **one.about}))
     for path in target:
         found.save(path)
     said = "" if not target else f"\n\nSaved: {' '.join(map(str, target))}"
@@ -316,21 +317,6 @@ def _outcome(asked: str | None, subject: Subject, pairs: Matched) -> Any:
         raise ValueError(f"{asked or 'log-odds'} is of two continuations, and there are {count}; give --continuation "
                          "twice, or another --outcome")
     return two[asked or "log-odds"](*pairs.continuations)
-
-
-def _named(outcome: str, words: Sequence[tuple[str, ...]]) -> str:
-    """The outcome's name, its candidates by their words where all pairs have the same."""
-    first = words[0] if len(set(words)) == 1 else ()
-    for letter, word in zip("ab", first):
-        outcome = outcome.replace(f"P({letter})", f"P({word!r})")
-    return outcome
-
-
-def _told(given: _Changed | _Clean) -> dict[str, Any]:
-    """What reports say of the pairs: their name, and what a and b are where they differ from pair to pair."""
-    words = list(dict.fromkeys(given.words))
-    differ = 1 < len(words) <= SHOWN and len(words[0]) == 2
-    return {"data": given.name, **({"a, b": "; or ".join(f"{a!r}, {b!r}" for a, b in words)} if differ else {})}
 
 
 def _single(each: Sequence[Any], subject: Subject) -> list[Any]:

@@ -12,10 +12,15 @@ from ..target import Token
 from .continuation import LogOdds
 from .counterpart import Align
 
+SHOWN = 4
+"""Choices of two candidates that reports tell, at most."""
+
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Inputs, an outcome, and what is known of the inputs, as of `effects`."""
+    """Inputs, an outcome, and what is known of the inputs, as of `effects`; of pairs the name of the `data`, and the
+    `words` of their continuations.
+    """
 
     base: object
     counterfactual: object
@@ -23,6 +28,8 @@ class Given:
     spans: Spans | None = None
     align: Align | str | None = None
     groups: Sequence[object] | None = None
+    data: str | None = None
+    words: Sequence[tuple[str, ...]] = ()
 
     def opened(self, subject: Subject) -> Given:
         """With pairs in the place of the base taken apart. Nothing that was given beside them is overridden.
@@ -43,13 +50,39 @@ class Given:
         found = self._matched(subject)
         outcome = standard(subject, found.continuations) if self.outcome is None else self.outcome
         groups = found.groups or None if self.groups is None else self.groups
-        return Given(found.base, found.counterfactual, outcome, {**found.spans, **(self.spans or {})}, found.align,
-                     groups)
+        spans = {**found.spans, **(self.spans or {})}
+        made = Given(found.base, found.counterfactual, outcome, spans, found.align, groups)
+        if not isinstance(self.base, Pairs):
+            return made
+        return replace(made, data=self.base.name, words=[one.continuations for one in self.base.pairs])
 
     def _matched(self, subject: Subject) -> Matched:
         if isinstance(self.base, Pairs):
             return labelled(subject, self.base, matched(subject, self.base, align=self.align))
         return self.base if self.align is None else replace(self.base, align=self.align)
+
+
+def told(name: str, words: Sequence[tuple[str, ...]]) -> dict[str, str]:
+    """What reports say of pairs: their name, and what the two candidates a and b are where they differ.
+
+    >>> told("texts", [(" he", " she"), (" she", " he")])
+    {'data': 'texts', 'a, b': "' he', ' she'; or ' she', ' he'"}
+    """
+    found = list(dict.fromkeys(one for one in words if len(one) == 2))
+    said = "; or ".join(f"{a!r}, {b!r}" for a, b in found)
+    return {"data": name, **({"a, b": said} if 1 < len(found) <= SHOWN else {})}
+
+
+def named(outcome: str, words: Sequence[tuple[str, ...]]) -> str:
+    """An outcome's name, its candidates by their words where all pairs have the same.
+
+    >>> named("log P(a) - log P(b)", [(" he", " she"), (" he", " she")])
+    "log P(' he') - log P(' she')"
+    """
+    first = words[0] if len(set(words)) == 1 else ()
+    for letter, word in zip("ab", first):
+        outcome = outcome.replace(f"P({letter})", f"P({word!r})")
+    return outcome
 
 
 def labelled(subject: Subject, pairs: Pairs, found: Matched) -> Matched:
@@ -77,4 +110,4 @@ def standard(subject: Subject, continuations: Sequence[Sequence[object]]) -> obj
     return [Token(token(ids, subject.tokenizer)) for ids in continuations[0]]
 
 
-__all__ = ["Given", "labelled", "standard"]
+__all__ = ["SHOWN", "Given", "labelled", "named", "standard", "told"]

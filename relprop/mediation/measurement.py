@@ -113,9 +113,9 @@ def result(task: Task, mediators: tuple[str, ...], found: Found, *, scale: str, 
     """
     check_defined(task, found, scale)
     names = ("indirect_outcome", "direct_outcome", "controlled_outcome")
-    about = {"model": task.subject.name, **scene(task), "prompt_only": task.prompt_only, **about, **grouped(task)}
+    about = {**task.told, **scene(task), "prompt_only": task.prompt_only, **about, **grouped(task)}
     plain = Effects(mediators, found["base"], found["counterfactual"], *(found.get(name) for name in names), scale,
-                    task.outcome.name(task.subject), about=about)
+                    task.name, about=about)
     if not summed:
         return plain
     kind = next((one for one in ("indirect", "direct", "controlled") if one in plain.kinds), None)

@@ -161,7 +161,7 @@ def _chosen(task: Task, mediators: dict[str, list[Spot]], choice: _Choice, out: 
     else:
         order, joint = _greedy(lambda step, sets: run(f"greedy-{step:03d}", sets)[0], ranked[:choice.among], k, sign)
     return Subset(choice.how, tuple(names[one] for one in order), joint, names, alone, whole, total, choice.scale,
-                  task.outcome.name(task.subject), {"model": task.subject.name, **scene(task), **grouped(task)})
+                  task.name, {**task.told, **scene(task), **grouped(task)})
 
 
 def _joint(task: Task, mediators: Mapping[str, list[Spot]], scale: str, out: Path | None, report: Report, step: str,

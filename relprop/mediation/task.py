@@ -19,7 +19,7 @@ from ..tokens import Batch
 from ..trace.intervention import PATTERN
 from .counterpart import Align, Lists, lists_of, take
 from .experiment import Experiment, check_pair, experiment
-from .given import Given
+from .given import Given, named, told
 from .memory import PIECE
 from .outcome import Outcome, Question
 from .outcome import outcome as outcome_of
@@ -47,6 +47,18 @@ class Task:
     batch_size: int | None = None
     align: Lists | None = None
     groups: tuple[object, ...] | None = None
+    data: str | None = None
+    words: Sequence[tuple[str, ...]] = ()
+
+    @property
+    def name(self) -> str:
+        """What the outcome is called in reports."""
+        return named(self.outcome.name(self.subject), self.words)
+
+    @property
+    def told(self) -> dict[str, str]:
+        """What reports say of the model and the data."""
+        return {"model": self.subject.name, **({} if self.data is None else told(self.data, self.words))}
 
     @property
     def pieces(self) -> tuple[Tensor, ...]:
@@ -100,7 +112,8 @@ def task(subject: str | Subject | nn.Module | tuple, base: object, counterfactua
     grouped = None if given.groups is None else tuple(given.groups[row] for row in rows.tolist())
     with ready(subject.model):
         pairs = asked.pairs(subject, base, counterfactual)
-    return Task(subject, base, counterfactual, asked, pairs, rows, given.spans, prompt_only, batch_size, lists, grouped)
+    return Task(subject, base, counterfactual, asked, pairs, rows, given.spans, prompt_only, batch_size, lists, grouped,
+                given.data, given.words)
 
 
 def _kept(keep: Tensor | None, count: int) -> Tensor:
