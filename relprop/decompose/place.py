@@ -45,6 +45,7 @@ class Placing:
     spans: Spans | None = None
     _shapes: dict[Tap, Layout | None] = field(default_factory=dict)
     _counts: dict[Tap, int] = field(default_factory=dict)
+    _rows: dict[Tap, int] = field(default_factory=dict)
 
     @cached_property
     def rows(self) -> int:
@@ -87,7 +88,7 @@ class Placing:
 
     def _at(self, place: Place, address: Address) -> Tensor:
         count = self.count(place.tap)
-        real = self._shaped.real(self.rows, count, Site(address))
+        real = self._shaped.real(self._rows[place.tap], count, Site(address))
         return self._places.at(address.position, real)
 
     @cached_property
@@ -106,12 +107,12 @@ class Placing:
         operands = [tap for tap in missing if tap.side in _SIDES.values()]
         inside = [tap for tap in missing if tap not in operands]
         for tap in operands:
-            self._counts[tap] = self.length
+            self._counts[tap], self._rows[tap] = self.length, self.rows
         if inside:
             shapes = Shapes(self.model, self.args, self.kwargs, inside)
             for tap in inside:
                 self._shapes[tap] = shapes.layout(tap)
-                self._counts[tap] = self.canonical(tap, shapes.values[tap]).shape[-2]
+                self._rows[tap], self._counts[tap] = self.canonical(tap, shapes.values[tap]).shape[:2]
 
     def canonical(self, tap: Tap, x: Tensor, *, leading: bool = False) -> Tensor:
         """A tensor at a tap as (R, P, C), or its parts as (S, R, P, C) if the sources are `leading`."""

@@ -71,12 +71,13 @@ class Run:
         """
         looks = dict(looks or {})
         with settled(self.model), torch.no_grad():
-            self._prepare(sources, looks)
-            order = sorted(range(len(sources)), key=lambda i: self._depth(sources[i]))
+            self.prepare(sources, looks)
+            order = sorted(range(len(sources)), key=lambda i: self.depth(sources[i]))
             chunks = [self._chunk([sources[i] for i in part], value, looks) for part in self._parts(sources, order)]
         return _joined(chunks, order, looks)
 
-    def _prepare(self, sources: Sequence[Source], looks: Mapping[str, Place]) -> None:
+    def prepare(self, sources: Sequence[Source], looks: Mapping[str, Place]) -> None:
+        """What is found out once: how tensors lie, and what the run that the ablation refers to has there."""
         taps = list(dict.fromkeys([place.tap for source in sources for place in source.places]
                                   + [place.tap for place in looks.values()]))
         self.placing.learn(taps)
@@ -85,7 +86,7 @@ class Run:
             args, kwargs = arguments(self.ablation.source)
             self.there |= values_at(self.model, args, kwargs, list(dict.fromkeys(wanted)))
 
-    def _depth(self, source: Source) -> tuple:
+    def depth(self, source: Source) -> tuple:
         """Sources that are set at the same taps go together, so that what reaches what is the same for all of them."""
         layers = sorted(self._order(tap) for tap in source.taps)
         first = min((int(place.where.int().argmax(1).min()) for place in source.places if place.where is not None),

@@ -240,7 +240,7 @@ def split_layer_norm(call: Split, input: Tensor, normalized_shape: Sequence[int]
     if call.rule is by_difference:
         return difference(call, input, normalized_shape, weight, bias, eps)
     dims = tuple(range(-len(normalized_shape), 0))
-    scale = torch.rsqrt(input.var(dims, unbiased=False, keepdim=True) + eps)
+    _, _, scale = torch.native_layer_norm(input, list(normalized_shape), None, None, eps)
     return _shifted(call, rel, input, call.rule(rel, weight, scale, centre=True, dims=dims), bias)
 
 

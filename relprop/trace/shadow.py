@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,14 +20,15 @@ from torch.utils._pytree import tree_leaves
 
 from ..division import Division
 from ..errors import UnruledOp
-from ..ops import Call, Op, Split, activation, attention, linear, lookup, move, share
+from ..ops import Call, Op, Split, activation, add, attention, linear, lookup, move, norm, share
 from ..ops.split import difference
 from .activation import activation_offset
 from .interception import Tap, mutates, named
 from .intervention import Editor, edited
 from .late import Late
+from .live import Live
 from .opening import opened
-from .slot import Slot, hooked_activation
+from .slot import REL, Slot, hooked_activation
 
 Mark = Callable[[Tensor, Tensor | None], Tensor]
 """From the total at a tap, and its relevant part so far, (S, ...), to its relevant part from there on."""
@@ -156,6 +158,10 @@ class Shadow(Editor):
         if op.split is linear.split_linear and Late.fits(call, *args, **kwargs):
             self.slot.put(output, Late.of(call, *args, **kwargs))
             return output
+        live = self._live(op, func, args, kwargs, output, call)
+        if live is not None:
+            self.slot.put(output, live)
+            return output
         rel = op.split(call, *args, **kwargs)
         if isinstance(rel, Tensor) and self.slot.holds(rel):  # the same by other calls, which were split
             if hasattr(rel, _ADDED):
@@ -163,6 +169,50 @@ class Shadow(Editor):
             rel = self.slot.rel(rel)
         mixes = op.kind == "matmul" and any(hasattr(a, _PATTERN) for a in args[:2])
         return self._settled("context" if mixes else op.kind, args, output, rel, call)
+
+    def _live(self, op: Op, func: Any, args: Any, kwargs: Any, output: Any, call: Split) -> Live | None:
+        """The relevant part of an op that takes each row by itself, from rows that are not zero; None for others."""
+        if not isinstance(output, Tensor) or not self.division.whole:
+            return None
+        if op.split is add.split_sum:
+            return self._live_sum(op.kind, args, kwargs, output)
+        if op.split is move.split_move:
+            return self._live_view(args, output)
+        place = _ROWS.get(op.split)
+        live = None if place is None or place >= len(args) else self.slot.live(args[place])
+        others = [a for i, a in enumerate(args) if i != place and isinstance(a, Tensor)]
+        alone = op.split is not activation.split_elementwise or not others
+        if live is None or not alone or any(map(self.slot.holds, others)) or live.shape[1:] != args[place].shape:
+            return None
+        x, y = live.rows(args[place]), live.rows(output)
+        inner = replace(call, output=y, rel=lambda t: live.values[None] if t is x else None)
+        rel = op.split(inner, *args[:place], x, *args[place + 1:], **kwargs)[0]
+        return live.with_values(self._unclashed(op.kind, args, rel, y), output)
+
+    def _live_sum(self, kind: str, args: Any, kwargs: Any, output: Tensor) -> Live | None:
+        """A sum of two values that sources reach."""
+        if len(args) != 2 or kwargs or not _joins(args) or not all(map(self.slot.holds, args)):
+            return None
+        a, b = map(self.slot.live, args)
+        if a is None or b is None:
+            return None
+        found = a.plus(b)
+        return found.with_values(self._unclashed(kind, args, found.values, found.rows(output)), output)
+
+    def _live_view(self, args: Any, output: Tensor) -> Live | None:
+        """Data movement that leaves rows as they are, and in their order."""
+        x = args[0]
+        rel = getattr(x, REL, None) if isinstance(x, Tensor) else None
+        same = isinstance(rel, Live) and x.shape[-1] == output.shape[-1] and x.numel() == output.numel()
+        if not same or output.data_ptr() != x.data_ptr() or not x.is_contiguous() or not output.is_contiguous():
+            return None
+        return rel.reshaped(output.shape)
+
+    def _unclashed(self, kind: str, args: Any, rel: Tensor, total: Tensor) -> Tensor:
+        """Parts whose signs are settled where the division says so."""
+        place = self._place(kind, args)
+        settled = place is not None and kind in self.division.normalized.get(place, ())
+        return share.unclashed(rel, total) if settled else rel
 
     def _call(self, op: Op, func: Any, output: Any) -> Split:
         path = self.path[-1]
@@ -182,10 +232,7 @@ class Shadow(Editor):
             return output
         if call is not None and call.lost is not None:
             output = output - call.lost[0]
-        place = self._place(kind, args)
-        if place is not None and kind in self.division.normalized.get(place, ()):
-            rel = share.unclashed(rel, output)
-        self._put(output, rel)
+        self._put(output, self._unclashed(kind, args, rel, output))
         return output
 
     def _put(self, output: Any, rel: Tensor | None) -> None:
@@ -303,14 +350,23 @@ class Shadow(Editor):
     def activate(self, path: str, module: nn.Module, x: Tensor, y: Tensor, offset: float) -> Tensor:
         """The output y = f(x) of an activation module, split as one op."""
         with torch._C.DisableTorchFunction():
-            call = self._call(Op("activation", activation.elementwise), module.forward, y)
-            rel = activation.split_by(call, self.slot.rel(x), x, module.forward, offset)
-            self._put(y, rel)
+            call, live = self._call(Op("activation", activation.elementwise), module.forward, y), self.slot.live(x)
+            if live is None or not self.division.whole:
+                self._put(y, activation.split_by(call, self.slot.rel(x), x, module.forward, offset))
+                return y
+            call = replace(call, output=live.rows(y))
+            rel = activation.split_by(call, live.values, live.rows(x), module.forward, offset)
+            self.slot.put(y, live.with_values(rel, y))
         return y
 
 
 _SCORED = frozenset({"move", "mul", "add", "softmax", "linear", "activation"})
 """Kinds of ops on the way from a product of queries and keys to the pattern."""
+
+
+_ROWS = {linear.split_linear: 0, linear.split_addmm: 1, norm.split_layer_norm: 0, norm.split_rms_norm: 0,
+         activation.split_elementwise: 0}
+"""Ops that take each row of an argument by itself, and which argument."""
 
 
 def _joins(args: Any) -> bool:

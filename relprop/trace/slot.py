@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .late import Late
+from .live import Live
 
-_REL, _WRITTEN = "_relprop_rel", "_relprop_written"
+REL, _WRITTEN = "_relprop_rel", "_relprop_written"
 
 
 class Slot:
@@ -20,7 +21,7 @@ class Slot:
 
     def holds(self, x: Any) -> bool:
         """Whether a source reaches x."""
-        return isinstance(x, Tensor) and (hasattr(x, _REL) or (x._base is not None and hasattr(x._base, _WRITTEN)))
+        return isinstance(x, Tensor) and (hasattr(x, REL) or (x._base is not None and hasattr(x._base, _WRITTEN)))
 
     def rel(self, x: Any) -> Tensor | None:
         """The relevant part of x, None if no source reaches it."""
@@ -29,17 +30,28 @@ class Slot:
         base = x._base
         if base is not None and hasattr(base, _WRITTEN):
             return self._region(base, x)
-        found = getattr(x, _REL, None)
-        return found.dense() if isinstance(found, Late) else found
+        found = getattr(x, REL, None)
+        return found.dense() if isinstance(found, (Late, Live)) else found
+
+    def live(self, x: Any) -> Live | None:
+        """The relevant part of x as its rows that are not zero, None where they are most of them."""
+        if not isinstance(x, Tensor) or not hasattr(x, REL) or hasattr(x, _WRITTEN):
+            return None
+        found = getattr(x, REL)
+        if isinstance(found, Live):
+            return found
+        if isinstance(found, Late) or (x._base is not None and hasattr(x._base, _WRITTEN)):
+            return None
+        return Live.of(found)
 
     def late(self, x: Tensor) -> Late | None:
         """The relevant part of x if it has not been computed yet."""
-        found = getattr(x, _REL, None)
+        found = getattr(x, REL, None)
         return found if isinstance(found, Late) else None
 
-    def put(self, x: Tensor, rel: Tensor | Late) -> None:
+    def put(self, x: Tensor, rel: Tensor | Late | Live) -> None:
         """Keeps the relevant part of x, which is a new tensor."""
-        setattr(x, _REL, rel)
+        setattr(x, REL, rel)
 
     def ensure(self, x: Tensor) -> None:
         """Makes room for the relevant part of x to be written into."""
@@ -53,16 +65,16 @@ class Slot:
             before = self.rel(base)
             if before is not None:
                 whole.copy_(before)
-            setattr(base, _REL, whole)
+            setattr(base, REL, whole)
             setattr(base, _WRITTEN, True)
         region = self._region(base, x)
         if rel is not None and rel is not region:
             region.copy_(rel)
         if x is not base:
-            setattr(x, _REL, region)
+            setattr(x, REL, region)
 
     def _region(self, base: Tensor, x: Tensor) -> Tensor:
-        whole = getattr(base, _REL)
+        whole = getattr(base, REL)
         if x is base:
             return whole
         offset = x.storage_offset() - base.storage_offset()

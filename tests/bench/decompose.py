@@ -31,7 +31,7 @@ def seconds(run):
     return time.process_time() - start
 
 
-def main(layers: int, chunk: int) -> None:
+def main(layers: int, chunk: int, skip: int) -> None:
     """Prints the cost of a sweep and of a target round."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -47,23 +47,25 @@ def main(layers: int, chunk: int) -> None:
     before = seconds(plain)
     run = Run(model, (), prompt, division.get("cdt"), Mean({"input_ids": ids[:50]}, per_position=True), chunk=chunk)
     found = sources(run.placing, "heads at positions")
-    batches = len(found) / 64
+    found = sorted(found, key=run.depth)
+    chunks = [found[start:start + 64] for start in range(0, len(found), 64)][skip // 2::skip]
 
     def score(output):
         picked = output.logits[:, END][:, list(NAMES)]
         return picked[:, 0] - picked[:, 1]
 
     looks = {target: place for target in TARGETS for _, place in run.placing.places(target)}
-    run.of(found[:1], score, looks)  # what is learned of the model once
-    sweep = seconds(lambda: run.of(found, score))
+    run.prepare(found, looks)  # what is found out once: the means are given to the original, too
+    sweep = seconds(lambda: [run.of(part, score) for part in chunks])
     middle = seconds(plain)
-    round_ = seconds(lambda: run.of(found, None, looks))
+    round_ = seconds(lambda: [run.of(part, None, looks) for part in chunks])
     after = seconds(plain)
     unit = sorted([before, middle, after])[1]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"plain forward of {ROWS} x {TOKENS}: {before:.2f} {middle:.2f} {after:.2f} s")
-    print(f"sweep of {len(found)} sources: {sweep:.1f} s, {sweep / unit / batches:.2f} plain forwards a batch of 64")
-    print(f"target round: {round_:.1f} s, {round_ / unit / batches:.2f} plain forwards a batch of 64")
+    for what, cost in (("sweep to the logits", sweep), ("target round", round_)):
+        print(f"{what}: {cost:.1f} s for {len(chunks)} of {-(-len(found) // 64)} batches of 64 sources, "
+              f"{cost / unit / len(chunks):.2f} plain forwards a batch")
     print(f"peak memory of the process: {peak:.2f} GiB")
 
 
@@ -71,4 +73,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--chunk", type=int, default=64)
+    parser.add_argument("--skip", type=int, default=1, help="measure each so many-th batch")
     main(**vars(parser.parse_args()))
