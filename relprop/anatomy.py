@@ -18,6 +18,7 @@ from .address import ALL, INPUTS, Address
 from .still import settled
 from .trace import Seen, Survey, Tap, surveyed
 from .trace.intervention import PATTERN, Change, edited
+from .trace.survey import Sum
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class Layer:
     """One layer: its module's path, how many heads its attention has (those of the queries), and the taps of its parts.
 
     `attention` and `mlp` are of what the output projection and the last linear map read, heads and neurons side by
-    side. `mid` is None where there is no stream between the two, as where they run beside each other. `nth`: the
-    how-manieth run of the module it is, where layers share one (ALBERT).
+    side; where experts share the tokens among them, `mlp` is of what they add together, and there are no `neurons`.
+    `mid` is None where there is no stream between the two, as where they run beside each other. `nth`: the how-manieth
+    run of the module it is, where layers share one (ALBERT).
     """
 
     path: str
@@ -104,6 +106,9 @@ class Anatomy:
                              "MLP: they run beside each other, or it has only one of the two")
         if tap is None:
             raise ValueError(f"layer {number} ({layer.path}) has no {address.part} that could be told apart")
+        if address.unit == "N" and not units:
+            raise ValueError(f"{address}: layer {number} ({layer.path}) has no neurons that every token passes: its "
+                             f"experts see some of them each; give L{number}.mlp, what they add together")
         return tap, units
 
     def _units(self, address: Address, tap: Tap, count: int) -> Iterator[tuple[Address, Tap]]:
@@ -140,8 +145,9 @@ class Anatomy:
             yield Address("embed"), self.embed
         for number, layer in enumerate(self.layers):
             cross = layer.cross and layer.cross.attention
-            units = {"attn": layer.attention and "H", "cross": cross and "H", "mlp": layer.mlp and "N"}
+            units = {"attn": layer.attention and "H", "cross": cross and "H", "mlp": layer.neurons and "N"}
             found = [Address(part, number) for part in ("in", "layer", "mid") if part != "mid" or layer.mid]
+            found += [Address("mlp", number)] if layer.mlp and not layer.neurons else []
             found += [Address(part, number, unit, index) for part, letter in units.items() if letter
                       for unit, index in ((None, None), (letter, 0))]
             found += [Address(part, number, "H", 0, inner="pattern") for part, owner in
@@ -241,9 +247,22 @@ def _layer(path: str, survey: Survey, nth: int = 0) -> Layer | None:
     rest = [event for event in linears if event.order not in taken]
     down = rest[-1] if rest and rest[-1].order > attentions[-1].order else None
     second = None if cross is None else Cross(cross.output[-3], _tap(of_cross), _pattern(cross, survey))
-    mid = None if down is None else _mid(path, attentions[-1], down, survey)
-    return Layer(path, own.output[-3], _tap(projection), 0 if down is None else down.inputs[0][-1], _tap(down),
-                 _pattern(own, survey), mid, second, nth)
+    mlp, neurons = _tap(down), 0 if down is None else down.inputs[0][-1]
+    added = None if down is None else next((one for one in survey.sums if one.order > down.order), None)
+    if down is not None and projection is not None and _shared(down, projection, linears):
+        added = next((one for one in reversed(survey.sums) if attentions[-1].order < one.order <= starts[nth + 1]
+                      and _inside(survey.made[one.number].path, path)), None)
+        mlp, neurons = None if added is None else survey.made.get(max(added.terms)), 0
+    mid = None if down is None or added is None else _mid(path, attentions[-1], down, added, survey)
+    return Layer(path, own.output[-3], _tap(projection), neurons, mlp, _pattern(own, survey), mid, second, nth)
+
+
+def _shared(down: Seen, projection: Seen, linears: list[Seen]) -> bool:
+    """Whether the last linear map is one of experts that see some tokens each, or says who sees which: what it makes is
+    not as much as the attention's output, or it was called over and over in one place.
+    """
+    calls = sum(event.path == down.path and event.kind == down.kind for event in linears)
+    return down.output.numel() != projection.output.numel() or calls > 2
 
 
 def _projection(attention: Seen, linears: list[Seen], before: Seen | None) -> Seen | None:
@@ -253,13 +272,12 @@ def _projection(attention: Seen, linears: list[Seen], before: Seen | None) -> Se
                  and (before is None or event.order < before.order)), None)
 
 
-def _mid(path: str, attention: Seen, down: Seen, survey: Survey) -> Tap | None:
+def _mid(path: str, attention: Seen, down: Seen, added: Sum, survey: Survey) -> Tap | None:
     """What the layer adds its MLP to, if the MLP has seen the attention; tapped where it is made, so that the MLP and
     what it is added to both read what is put there.
     """
     number = 1 + [event.order for event in survey.seen if event.kind == "attention"].index(attention.order)
-    added = next((one for one in survey.sums if one.order > down.order), None)
-    if survey.depths[down.order] < number or added is None:
+    if survey.depths[down.order] < number:
         return None
     made = survey.made.get(min(added.terms))
     return made if made is not None and _inside(made.path, path) else None

@@ -7,10 +7,12 @@ from functools import cache
 import pytest
 import torch
 from families import _GQA, _SMALL, _T5, FAMILIES, _text, _timm, model
+from torch.testing import assert_close
 from written import state
 
 from relprop.address import Address, located
 from relprop.anatomy import anatomy
+from relprop.trace.intervention import captured
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -34,9 +36,12 @@ MORE = {
     "gpt-j": _text("GPTJForCausalLM", n_embd=16, n_layer=2, n_head=2, n_positions=32, rotary_dim=4),
     "falcon": _text("FalconForCausalLM", hidden_size=16, num_hidden_layers=2, num_attention_heads=2),
     "mixtral": _text("MixtralForCausalLM", **_GQA, num_local_experts=2, num_experts_per_tok=2),
+    "qwen2-moe": _text("Qwen2MoeForCausalLM", **_GQA, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12,
+                       shared_expert_intermediate_size=20, decoder_sparse_step=1),
     "gpt-bigcode": _text("GPTBigCodeForCausalLM", n_embd=16, n_layer=2, n_head=2, n_positions=32),
     "albert": _text("AlbertForSequenceClassification", **_SMALL, embedding_size=8),
     "timm-parallel": _parallel()}
+EXPERTS = {"mixtral", "qwen2-moe"}
 PARALLEL = {"gpt-neox", "gpt-j", "falcon", "timm-parallel"}
 
 
@@ -101,8 +106,8 @@ def test_every_part_reaches_the_output(name):
     verified = parts.verify(whole, args, kwargs)
     assert state(whole) == before
     assert all(verified.values()), [place for place, reached in verified.items() if not reached]
-    kinds = {"", ".in", ".attn", ".attn.H0", ".attn.H0.pattern", ".mlp", ".mlp.N0"} | (
-        set() if name in PARALLEL else {".mid"})
+    kinds = {"", ".in", ".attn", ".attn.H0", ".attn.H0.pattern", ".mlp"} | (
+        set() if name in PARALLEL else {".mid"}) | (set() if name in EXPERTS else {".mlp.N0"})
     assert verified.keys() >= {f"L{number}{kind}" for number in range(len(parts.layers)) for kind in kinds} | {"embed"}
 
 
@@ -127,6 +132,26 @@ def test_heads_are_those_of_the_queries(name):
     whole, *_, parts = found(name)
     config = whole.config
     assert {layer.heads for layer in parts.layers} == {config.num_attention_heads}
+
+
+@pytest.mark.parametrize("how", ["eager", "grouped_mm"])
+@pytest.mark.parametrize("name", sorted(EXPERTS))
+def test_experts_are_what_they_add_together(name, how):
+    """The stream behind the attention and what they add are the stream behind the layer; and they have no neurons."""
+    whole, args, kwargs, _ = found(name)
+    before, whole.config._experts_implementation = whole.config._experts_implementation, how
+    try:
+        parts = anatomy(whole, args, kwargs)
+        taps = [next(parts.resolve(Address.parse(text)))[1] for text in ("L1.mid", "L1.mlp", "L1")]
+        with torch.no_grad():
+            values = captured(whole, taps, lambda: whole(*args, **kwargs))[1]
+    finally:
+        whole.config._experts_implementation = before
+    mid, mlp, after = (values[tap].flatten(0, -2) for tap in taps)
+    assert_close(mid + mlp, after)
+    assert mlp.abs().amax() > 1e-6 and {layer.neurons for layer in parts.layers} == {0}
+    with pytest.raises(ValueError, match="no neurons that every token passes"):
+        list(parts.resolve(Address.parse("L*.mlp.N*")))
 
 
 def test_layers_that_share_a_module_are_told_apart():
