@@ -1,132 +1,24 @@
-"""Subsets of mediators: equal to Vig et al.'s repaired code, and to sets that are run one by one."""
+"""Subsets of mediators: equal to sets that are run one by one."""
 from __future__ import annotations
 
 from itertools import combinations
 
 import pytest
 import torch
-from conftest import SHARED
 from test_effects import CLOSE, model, two
-from test_mediation_parity import case, keeps, prompts, rows_of, same
 from torch.testing import assert_close
 
 from relprop.errors import Undefined
 from relprop.mediation import (
     LogOdds,
-    Ratio,
     Value,
     by_layer,
-    by_mediator,
     effects,
     subset,
     subsets,
     susceptible,
 )
 from relprop.target import Probability, Token
-
-needs_reference = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no {SHARED}: reference outputs do not ship")
-
-
-def professions(one):
-    """All sentences of a case, of both templates: base, the counterfactual of the other gender, outcome, and which
-    count.
-    """
-    female, count = len(one.about["female_words"]), len(one.about["female_words"] + one.about["male_words"])
-    names = one.about["female_words"] + one.about["male_words"]
-    bases, others, kept, tokens = [], [], [], []
-    for template in range(2):
-        (base, man, woman), (he, she), position = rows_of(one, template)
-        bases.append(base)
-        others.append(torch.cat([man[:female], woman[female:]]))
-        kept.append(keeps(one, base, (he, she), names))
-        tokens += [(he, she)] * female + [(she, he)] * (count - female)
-    ask = Ratio([[a] for a, _ in tokens], [[b] for _, b in tokens])
-    return torch.cat(bases), torch.cat(others), ask, torch.cat(kept), position
-
-
-@needs_reference
-@pytest.mark.parametrize("name", ["neuron_subset", "neuron_subset_b"])
-def test_neurons_are_those_of_the_reference(name):
-    one = case(name, "text-generation")
-    base, other, ask, keep, position = professions(one)
-    assert 0 < keep.sum() < len(keep)
-    sites = [f"embed[*]@{position}", f"L*.mlp[*]@{position}"]
-    options = dict(scale="ratio", keep=keep, toward="up", batch_size=256)
-    L, N = one.output("marg_odds_ratio").shape
-    names = lambda nodes, first: tuple(f"embed[{n}]@{position}" if layer == first else
-                                       f"L{layer - first - 1}.mlp[{n}]@{position}" for layer, n in nodes.tolist())
-    few = len(one.output("topk_fixed"))
-    top = subset(one.subject, base, other, ask, at=sites, how="top-k", k=12, **options)
-    same(top.alone.mean(1).view(L, N) + 1, one.output("marg_odds_ratio"))
-    assert top.chosen == names(one.output("ranked"), 0)
-    same(top.effects[:few].mean(1), one.output("topk_fixed"))
-    greedy = subset(one.subject, base, other, ask, at=sites, how="greedy", k=few, **options)
-    assert greedy.chosen == names(one.output("greedy_nodes_fixed"), -1)
-    same(greedy.effects.mean(1), one.output("greedy_fixed"))
-    layer = one.about["layer_for_by_layer"]
-    for how in ("top-k", "greedy"):
-        found = subsets(one.subject, base, other, ask, at=sites[1].replace("*", str(layer), 1), how=how, k=few,
-                        **options)[f"L{layer}"]
-        same(found.effects.mean(1), one.output(f"{how.replace('-', '')}_layer_fixed"))
-        if how == "greedy":
-            assert found.chosen == names(torch.tensor([[layer, n] for n in
-                                                       one.output("greedy_layer_neurons_fixed").tolist()]), -1)
-    same(found.whole.mean(), one.output("all_neurons_layer")[layer + 1])
-    with pytest.raises(AssertionError):  # examples that are left out matter
-        same(subset(one.subject, base, other, ask, at=sites, how="top-k", k=few, scale="ratio", toward="up",
-                    batch_size=256).effects.mean(1), one.output("topk_fixed"))
-
-
-@needs_reference
-def test_heads_and_examples_are_those_of_the_reference():
-    one = case("attn_winobias_gpt2", "text-generation")
-    pair, (c1, c2) = prompts(one, len(one.output("odds_ratio_all")))
-    total = effects(one.subject, *pair, Ratio(c2, c1), at="L0", kind="total", scale="ratio", resamples=9)
-    same(total.total + 1, one.output("odds_ratio_all"))
-    keep = susceptible(total)
-    assert torch.equal(keep, one.output("filter_kept").bool()) and 0 < keep.sum() < len(keep)
-    meaning = one.about["outputs"]["sel_mean_effect_head"]["meaning"]
-    first = torch.arange(len(keep)) < int(meaning.split("the first ")[1].split()[0])
-    for how in ("top-k", "greedy"):
-        k = len(one.output("topk_effect"))
-        found = subset(one.subject, *pair, Ratio(c2, c1), at="L*.attn.H*.pattern", how=how, k=k, scale="ratio",
-                       keep=first, prompt_only=True, toward="up")
-        name = how.replace("-", "")
-        assert found.chosen == tuple(f"L{layer}.attn.H{head}.pattern" for layer, head in
-                                     one.output(f"{name}_heads").tolist())
-        same(found.effects.mean(1), one.output(f"{name}_effect"))
-    same(found.alone.mean(1).view_as(one.output("sel_mean_effect_head")), one.output("sel_mean_effect_head"))
-    same(found.whole.mean()[None], one.output("sel_mean_effect_model"))
-
-
-@needs_reference
-def test_aggregates_of_neurons_are_those_of_the_reference():
-    """Their table keeps the professions that are gendered by definition."""
-    one = case("neurons_gpt2", "text-generation")
-    about = one.about
-    rows = [(i, abs(d) > 0.75, d + s < 0) for i, (d, s) in enumerate(zip(about["definitional"],
-                                                                         about["stereotypical"]))]
-    parts = []
-    for template in range(3):
-        (base, man, woman), (he, she), position = rows_of(one, template)
-        keep = torch.tensor([kept for _, kept, _ in rows])
-        female = torch.tensor([woman for *_, woman in rows])
-        other = torch.where(female[:, None], man, woman)
-        ask = Ratio([[he if woman else she] for *_, woman in rows], [[she if woman else he] for *_, woman in rows])
-        differs = (base != other).any(1)
-        assert differs.all() and keep.any()
-        parts.append(effects(one.subject, base, other, ask, at=[f"embed[*]@{position}", f"L*.mlp[*]@{position}"],
-                             kind=["total", "direct", "indirect"], scale="ratio", keep=keep, resamples=9))
-    joined = type(parts[0])(parts[0].mediators, *(torch.cat([getattr(part, name) for part in parts], -1) for name in
-                            ("base", "counterfactual", "indirect_outcome", "direct_outcome")), None, "ratio", "")
-    table = by_mediator(joined)
-    wanted = one.output("agg_table")
-    for column, name in ((2, "indirect"), (4, "direct")):
-        same(torch.tensor(table[f"{name} mean"].to_numpy()) + 1, wanted[:, column])
-        same(torch.tensor(table[f"{name} std"].to_numpy()), wanted[:, column + 1])
-    both = joined.indirect + joined.direct + 1
-    same(both.mean(1), wanted[:, 6])
-
 
 # -- identities ------------------------------------------------------------------------------------------------------
 
