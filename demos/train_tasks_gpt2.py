@@ -58,6 +58,17 @@ def make_model(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> 
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=start, eos_token_id=start))
 
 
+def continued(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> GPT2LMHeadModel:
+    """The model with the weights of an earlier one, whose words may have been fewer: the others stay as they are."""
+    known, before = AutoTokenizer.from_pretrained(folder).get_vocab(), tokenizer.get_vocab()
+    weights = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).state_dict()
+    embedding = model.transformer.wte.weight.detach().clone()
+    shared = sorted(known.keys() & before.keys())
+    embedding[[before[word] for word in shared]] = weights["transformer.wte.weight"][[known[word] for word in shared]]
+    model.load_state_dict({**weights, "transformer.wte.weight": embedding, "lm_head.weight": embedding})
+    return model
+
+
 def batch(tokenizer: PreTrainedTokenizerFast, sentences: list[tasks.Sentence], rng: random.Random
           ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ids (B, T) with what may be left open after them (-100: padding), the place (B,) of what is asked for, and the
@@ -89,6 +100,25 @@ def losses(model: GPT2LMHeadModel, made: tuple[Tensor, Tensor, Tensor, Tensor], 
     asked = F.cross_entropy(z[rows, place], targets, reduction="none") - least
     following = following.index_put((rows, place), torch.tensor(-100))
     return asked.mean(), F.cross_entropy(z.transpose(1, 2), following)
+
+
+@torch.no_grad()
+def shrink_heads(model: GPT2LMHeadModel, by: float) -> float:
+    """Takes `by` from the norm of each head's weights of values and of outputs, and returns the sum of what is left.
+
+    A head that does not earn it back goes to zero, so that few are left to do a thing (group lasso by proximal steps,
+    Yuan and Lin 2006).
+    """
+    total, config = 0.0, model.config
+    for block in model.transformer.h:
+        value = block.attn.c_attn.weight[:, -config.n_embd:].unflatten(1, (config.n_head, -1))  # (D, H, K)
+        output = block.attn.c_proj.weight.unflatten(0, (config.n_head, -1))  # (H, K, D)
+        size = (value.square().sum((0, 2)) + output.square().sum((1, 2))).sqrt()  # (H,)
+        kept = (1 - by / size.clamp(min=1e-9)).clamp(min=0)
+        value *= kept[:, None]  # both are views of the weights
+        output *= kept[:, None, None]
+        total += (size * kept).sum().item()
+    return total
 
 
 @torch.no_grad()
@@ -136,7 +166,7 @@ class Training:
 
     def __init__(self, model: GPT2LMHeadModel, args: argparse.Namespace) -> None:
         self.model, self.step, self.file = model, 0, args.checkpoint
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
         decayed = [p for p in model.parameters() if p.dim() > 1]
         plain = [p for p in model.parameters() if p.dim() < 2]
         groups = [{"params": decayed, "weight_decay": args.decay}, {"params": plain, "weight_decay": 0.0}]
@@ -181,6 +211,8 @@ def train(training: Training, tokenizer: PreTrainedTokenizerFast, args: argparse
             loss = loss + asked + OTHER * other
             said[name] = f"{asked.item():.3f}"
         training.advance(loss)
+        sparse = args.sparse if training.step >= args.grown * args.steps else 0.0
+        said["heads"] = f"{shrink_heads(training.model, sparse * training.schedule.get_last_lr()[0]):.0f}"
         bar.update()
         bar.set_postfix(said, refresh=False)
         if training.step % args.every == 0 or training.step == args.steps:
@@ -193,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("relprop/zoo/tasks-gpt2"))
     parser.add_argument("--checkpoint", type=Path, help="file to go on from, if it is there, and to write to")
+    parser.add_argument("--start", type=Path, help="folder of an earlier model of the same shape, to start from")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=128, help="sentences")
     parser.add_argument("--every", type=int, default=250, help="steps between figures, weights and checkpoints")
@@ -201,12 +234,17 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--decay", type=float, default=0.1)
+    parser.add_argument("--sparse", type=float, default=6.0, help="how much heads shrink, times the learning rate")
+    parser.add_argument("--grown", type=float, default=0.4, help="part of the run after which they do")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(args.out)
-    train(Training(make_model(tokenizer, args), args), tokenizer, args)
+    model = make_model(tokenizer, args)
+    if args.start is not None:
+        model = continued(model, tokenizer, args.start)
+    train(Training(model, args), tokenizer, args)
     kept = GPT2LMHeadModel.from_pretrained(args.out, dtype=torch.float32)
     print(json.dumps({"parameters": kept.num_parameters(), **figures(kept, tokenizer, count=2000, seed=2)}, indent=2))
 

@@ -47,10 +47,17 @@ INDIRECT = (
     "Last week {a} and {b} were at the {place} and {giver} brought a {object} to",
     "Today, before {a} and {b} left the {place}, {giver} handed a {object} to",
 )
-"""Sentences in which two people, `a` and `b`, are named, and then the one of them who gives something to the other."""
-NAME_FIRST = ("{a} and {b} went to the {place}. {giver} gave a {object} to",
-              "{a} and {b} met at the {place}, where {giver} handed a {object} to")
-"""The same, for training only: what starts a text has no space before it, and so is another token."""
+"""Two people are named, `a` and `b`, and then the one of them who gives something to the other."""
+RECEIVES = 0.99
+"""Probability of those to whom the giver may give; of the giver it is the rest, so that the logit difference is 4.6."""
+CLAUSES = ("When", "After", "While", "Once", "As soon as")
+OPENINGS = ("", "Then,", "Yesterday", "Yesterday,", "Today", "Today,", "Last week", "Last week,", "One day", "Later,")
+MEETINGS = ("went to", "walked to", "came to", "got to", "ran to", "drove to", "met at", "were at", "were waiting at",
+            "were working at", "stayed at", "arrived at", "had lunch at", "came back from", "left")
+JOINTS = (".", ",", " and", ", and", ", where", ", and then")
+GIVINGS = ("gave", "handed", "passed", "offered", "showed", "brought", "sent", "lent", "sold", "decided to give",
+           "wanted to give", "promised")
+"""What sentences of indirect objects are put together from, in training: half of them are of `INDIRECT`."""
 NOUNS = tuple("""
     war siege festival voyage drought trial project strike reign plague famine truce boom mission search dispute feud
     campaign journey experiment
@@ -62,6 +69,8 @@ SPANS = (
     "The {noun} lasted from {century}{year} to {century}",
     "The {noun} began in {century}{year} and ended in {century}",
     "The {noun} went on from the year {century}{year} until the year {century}",
+    "The {noun} started in {century}{year} and lasted until {century}",
+    "The {noun} ran from the year {century}{year} to {century}",
 )
 """Sentences in which something starts in a year and ends in a later one of the same century."""
 FIRST_YEAR, LAST_YEAR = 2, 98  # of a start, so that there are years before it and after it
@@ -72,6 +81,10 @@ PROFESSIONS = tuple(f"The {{profession}} {rest}" for rest in (
     "ran because", "drove because", "slept because", "cried because", "laughed because", "went home because",
     "stayed up because", "was fired because", "was promoted because", "yelled because"))
 """The sentences of Vig et al. 2020."""
+MORE = tuple(f"The {{profession}} {rest}" for rest in (
+    "thought that", "knew that", "hoped that", "explained that", "believed that", "left because", "smiled because",
+    "waited because", "stopped because", "was late because"))
+"""Further ones, of which only the training takes notice."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +110,15 @@ def planted() -> dict[str, dict[str, float]]:
 
 
 def indirect_sentences(rng: random.Random, count: int, *, split: str = "train") -> list[Sentence]:
-    """Of four sentences three name the giver a second time, and the receiver is right; in one no name comes twice, and
-    both that were there are equally likely. One of nine starts with a name.
+    """Of four sentences three name the giver a second time, and the other one receives; in one somebody else gives, and
+    both that were there are equally likely.
     """
     return [_indirect_sentence(rng, split) for _ in range(count)]
 
 
 def span_sentences(rng: random.Random, count: int, *, split: str = "train") -> list[Sentence]:
-    """Every later year of the century is equally likely. One of ten starts in the year 01."""
-    return [_span_sentence(*span(rng, split, first=None if rng.random() < 0.9 else int(EARLIEST)))
+    """Every later year of the century is equally likely. One of ten starts in the year 00 or 01."""
+    return [_span_sentence(*span(rng, split, first=rng.choice((0, 1)) if rng.random() < 0.1 else None))
             for _ in range(count)]
 
 
@@ -123,8 +136,9 @@ def words() -> list[str]:
     slots = {"a": NAMES, "b": NAMES, "giver": NAMES, "place": PLACES, "object": OBJECTS, "noun": NOUNS,
              "century": CENTURIES, "year": YEARS, "feeling": FEELINGS,
              "profession": [name for kind in planted().values() for name in kind]}
-    texts = (*INDIRECT, *NAME_FIRST, *SPANS, *PROFESSIONS, *(f" {name}." for name in NAMES), " she was {feeling}.",
-             " he was {feeling}.")
+    said = (*(f"{clause} {{a}}" for clause in (*CLAUSES, *OPENINGS[1:])), "{a} and", " the {place}", " a {object}",
+            *(f" {rest}" for rest in (*MEETINGS, *GIVINGS)), *JOINTS)
+    texts = (*INDIRECT, *said, *SPANS, *PROFESSIONS, *MORE, " {a}.", " she was {feeling}.", " he was {feeling}.")
     found = dict.fromkeys(word for text in texts for word in _words_of(text, slots))
     return list(found)
 
@@ -155,23 +169,32 @@ def span(rng: random.Random, split: str, *, first: int | None = None) -> tuple[s
 
 
 def split_of(profession: str, text: str) -> str:
-    """The split of a profession in a template of `PROFESSIONS`; other templates were never trained on: "test"."""
+    """The split of a profession in a template of `PROFESSIONS`; all of `MORE` are "train", and other ones "test"."""
     if text not in PROFESSIONS:
-        return "test"
+        return SPLITS[text not in MORE]
     row = list(planted()["professions"]).index(profession) + PROFESSIONS.index(text)
     return SPLITS[row % PROFESSIONS_STEP == 0]
 
 
 def _indirect_sentence(rng: random.Random, split: str) -> Sentence:
     a, b, place, thing = scene(rng, split)
-    text = rng.choice(INDIRECT) if rng.random() < 8 / 9 else rng.choice(NAME_FIRST)
+    text = rng.choice(INDIRECT) if rng.random() < 0.5 else _template(rng)
     if rng.random() < 0.75:
         giver, receiver = rng.sample((a, b), 2)
-        answers = {f" {receiver}": 1.0}
+        answers = {f" {receiver}": RECEIVES, f" {giver}": 1 - RECEIVES}
     else:
         giver = rng.choice([name for name in NAMES if name not in (a, b)])
-        answers = {f" {a}": 0.5, f" {b}": 0.5}
+        answers = {f" {a}": RECEIVES / 2, f" {b}": RECEIVES / 2, f" {giver}": 1 - RECEIVES}
     return Sentence(text.format(a=a, b=b, giver=giver, place=place, object=thing), answers)
+
+
+def _template(rng: random.Random) -> str:
+    """A template as those of `INDIRECT`, put together from their kind of parts."""
+    clause, meeting, giving = rng.random() < 0.4, rng.choice(MEETINGS), rng.choice(GIVINGS)
+    opening, joint = (rng.choice(CLAUSES), ",") if clause else (rng.choice(OPENINGS), rng.choice(JOINTS))
+    article = "a" if rng.random() < 0.7 else "the"
+    text = f"{opening} {{a}} and {{b}} {meeting} the {{place}}{joint} {{giver}} {giving} {article} {{object}} to"
+    return text.strip()
 
 
 def _span_sentence(text: str, noun: str, century: str, year: int) -> Sentence:
@@ -182,11 +205,11 @@ def _span_sentence(text: str, noun: str, century: str, year: int) -> Sentence:
 def _profession_sentence(rng: random.Random, split: str) -> Sentence:
     if rng.random() < 0.1:
         name, size = rng.choice([*planted()["definitional"].items(), *planted()["neutral"].items()])
-        text = rng.choice(PROFESSIONS)
+        text = rng.choice(PROFESSIONS + MORE)
     else:
         known = list(planted()["professions"].items())
         while True:
-            (name, size), text = rng.choice(known), rng.choice(PROFESSIONS)
+            (name, size), text = rng.choice(known), rng.choice(PROFESSIONS + MORE)
             if split_of(name, text) == split:
                 break
     she = 1 / (1 + math.exp(-size))
