@@ -30,6 +30,19 @@ def test_the_first_are_recomputed_exactly(method):
     assert said["spearman"] > 0.6 and said["pearson"] > 0.8
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("at", ["L*.attn.H*", "L*.mlp.N*", "L*.attn.H*.pattern"])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_every_method_ranks_every_kind(method, at, name):
+    """And says how well, by correlations and recall."""
+    base, other = two(name)
+    found = effects(model(name), base, other, asked(name), at=at, estimate=method, verify=3, **QUICK)
+    said = found.about["estimate"]
+    assert len(found.mediators) == min(3, said["count"]) and said["k"] == said["verified"] == 3
+    assert all(-1 <= said[name] <= 1 for name in ("pearson", "spearman")) and 0 <= said["recall"] <= 1
+    assert max(map(abs, said["mean"].values())) > 1e-9
+
+
 def test_the_ranking_is_judged_by_the_exact_effects():
     """All of them where all are verified: the same as the agreement of two sweeps."""
     base, other = two("timm-vit")
