@@ -58,6 +58,7 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
+    "cdt": Method("contextual:cdt"),
     "random": Method("chance:random"),
     "exact": Method("exact:exact", BOTH),
     "acdc": Method("acdc:acdc", ("edges",)),

@@ -173,12 +173,13 @@ class Placing:
 
         return set_sources
 
-    def look(self, wanted: Mapping[str, Place], found: dict[str, Part]) -> Callable[[Tensor, Tensor | None], None]:
-        """Keeps what is relevant at places of one tap in `found`."""
+    def look(self, wanted: Mapping[str, Place], found: dict[str, Part], *, canonical: bool = False,
+             ) -> Callable[[Tensor, Tensor | None], None]:
+        """Keeps what is relevant at places of one tap in `found`; `canonical`: of tensors that are so already."""
         tap = next(iter(wanted.values())).tap
 
         def keep(x: Tensor, rel: Tensor | None) -> None:
-            total = self.canonical(tap, x)
+            total = x if canonical else self.canonical(tap, x)
             parts = None if rel is None else self.canonical(tap, rel, leading=True)
             heads = (x.shape[1] if x.dim() == 4 else len(x) // self.rows) if tap.side in _SIDES.values() else None
             for name, place in wanted.items():

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -64,16 +64,19 @@ class Run:
         self.there: dict[Tap, Tensor] = {}  # what the run that the ablation refers to has, (R, P, C)
 
     def of(self, sources: Sequence[Source], value: Callable[[Any], Tensor] | None = None,
-           looks: Mapping[str, Place] | None = None) -> Found:
+           looks: Mapping[str, Place] | None = None, *, finish: Callable[[Tensor], Tensor] | None = None) -> Found:
         """What of a value of the output, (B,) or any shape, and of the vectors at places, is relevant by each source.
 
-        Without a value the model is left once the last place has been looked at.
+        Without a value the model is left once the last place has been looked at. `finish`: what is kept of the relevant
+        parts of the value, (S, ...), of some sources at a time.
         """
         looks = dict(looks or {})
         with settled(self.model), torch.no_grad():
             self.prepare(sources, looks)
             order = sorted(range(len(sources)), key=lambda i: self.depth(sources[i]))
-            chunks = [self._chunk([sources[i] for i in part], value, looks) for part in self._parts(sources, order)]
+            done = lambda chunk: chunk if finish is None else replace(chunk, rel=finish(chunk.rel))
+            chunks = [done(self._chunk([sources[i] for i in part], value, looks))
+                      for part in self._parts(sources, order)]
         return _joined(chunks, order, looks)
 
     def prepare(self, sources: Sequence[Source], looks: Mapping[str, Place]) -> None:
