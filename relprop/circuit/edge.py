@@ -83,9 +83,7 @@ def scored(plan: Plan, found: Record, changes: Changes, *, only: Tap | None = No
     for columns, point, slopes in plan.slopes(found, since):
         for taps, g in plan.spread(found, point, slopes):
             for place, change in changes.of(taps if only is None else [tap for tap in taps if tap == only]):
-                mine = _product(change, g, positions)
-                # where the embedding has fewer positions, class tokens stand before it
-                (scores[:, -mine.shape[1]:] if positions else scores)[..., place, columns] = mine
+                scores[..., place, columns] = _product(change, g, positions)
     return scores.masked_fill_(~graph.edges.to(scores.device), 0).cpu()
 
 

@@ -84,8 +84,9 @@ def _parted(*near: Tensor, floor: float = 0.0) -> list[Tensor]:
 
 @dataclass(eq=False)
 class Kept:
-    """What a pass has at the taps, (B, T, C) each; how the heads of each layer are written; and of each layer patterns
-    (B, H, T, S) and values (B, H, S, K), if they were asked for. `real` positions are no padding, bool (B, T).
+    """What a pass has at the taps, (B, T, C) each, of the embedding what it brings where the stream begins; how the
+    heads of each layer are written; and of each layer patterns (B, H, T, S) and values (B, H, S, K), if they were asked
+    for. `real` positions are no padding, bool (B, T).
     """
 
     values: dict[Tap, Tensor]
@@ -131,8 +132,12 @@ def _kept(model: nn.Module, wired: Wiring, batch: Batch, *, tokens: bool = False
     shapes = Shapes(model, batch.args, batch.kwargs, taps, found.values)
     found.values = {tap: canonical(tap, shapes.layout(tap), value) for tap, value in found.values.items()}
     _check_sums(found, wired)
-    length = found.values[blocks[0].before].shape[1]
-    found.real = batch.real(length).to(found.values[blocks[0].before].device)
+    start = blocks[0].before
+    empty: list[Tensor] = []
+    with torch.no_grad(), settled(model), edited(model, {wired.embed: torch.zeros_like, start: empty.append}):
+        model(*batch.args, **batch.kwargs)
+    found.values[wired.embed] = found.values[start] - canonical(start, shapes.layout(start), empty[0])
+    found.real = batch.real(found.values[start].shape[1]).to(found.values[start].device)
     return found
 
 
@@ -155,11 +160,7 @@ def _check_sums(found: Kept, wired: Wiring) -> None:
 def _shares(found: Kept, wired: Wiring) -> Tensor:
     """Shares (S, D), means over positions, summed over rows."""
     graph, blocks, sources = wired.graph, wired.blocks, []
-    stream = found.values[blocks[0].before]
-    embed = found.values[wired.embed]
-    if embed.shape != stream.shape:  # a class token stands before patches
-        embed = torch.cat([torch.zeros_like(stream[:, embed.shape[1]:]), embed], 1)
-    sources.append(embed[None])
+    sources.append(found.values[wired.embed][None])
     for block in blocks:
         z = found.values[block.heads].unflatten(-1, (block.count, -1))
         sources.append(torch.einsum("bthk,hkd->hbtd", z, found.written(block)))

@@ -8,6 +8,8 @@ no first order of it, and the change is taken times the metric's gradient at the
 """
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -50,22 +52,37 @@ def peap(task: Prepared, *, level: str = "edges", ablation: str = "resample", sp
         after, value = corrupted(some, made)
         clean = made.record(some, patterns=crossing)
         metric += torch.tensor([float(clean.outcome.detach().sum()), value], dtype=torch.float64)
-        chosen = _chosen(some, names)
-        at_positions = scored(made, clean, Changes(made, clean, after), positions=True)
+        other, changes = made.record(some, side=1), Changes(made, clean, after)
+        chosen = _chosen(some, names, changes.all.shape[2])
+        at_positions = scored(_positioned(made, changes, other), clean, changes, positions=True)
         found = _streams(made, at_positions, chosen, names, spans)
-        for edge, score in found + (_heads(made, some, clean, chosen, names, spans) if crossing else []):
+        for edge, score in found + (_heads(made, clean, other, chosen, names, spans) if crossing else []):
             total[edge] = total.get(edge, 0.0) + score
     about = dict(zip(("clean", "corrupted"), (metric / task.rows).tolist()))
     return Circuit.of({edge: score / task.rows for edge, score in total.items()}, level="edges", method="peap",
                       about={**about, "spans": spans})
 
 
-def _chosen(task: Prepared, names: list[str]) -> Tensor:
+def _chosen(task: Prepared, names: list[str], length: int) -> Tensor:
     """Which positions each name means, bool (N, R, P), over those of the stream."""
-    real = task.questions[0].prompt
-    if real is None:
-        real = torch.ones(task.rows, len(names), dtype=torch.bool)
+    real = task.clean.real(length)
     return torch.stack([task.places.at(name, real) for name in names])
+
+
+def _positioned(made: Plan, changes: Changes, other: Record) -> Plan:
+    """The plan, and the changes, with the embedding where the stream begins: a picture's patches have no class token
+    beside them before. What they change there by is the difference of the two runs.
+    """
+    if not changes.apart:
+        return made
+    start = made.segments[0]
+    if [*changes.apart] != [made.wired.embed]:
+        raise ValueError("what heads and MLPs add has other positions than the stream, so that there are no edges at "
+                         "positions; take 'eap'")
+    there, here = (made.canonical(start.end, one.streams[start.end].detach()) for one in (other, changes.clean))
+    changes.all[made.slices[made.wired.embed]] = there - here
+    changes.apart.clear()
+    return replace(made, segments=[replace(start, whole=(True,)), *made.segments[1:]])
 
 
 def _together(scores: Tensor, chosen: Tensor, how: str) -> Tensor:
@@ -94,10 +111,10 @@ def _streams(made: Plan, scores: Tensor, chosen: Tensor, names: list[str], how: 
 # -- inside heads -----------------------------------------------------------------------------------------------------
 
 
-def _heads(made: Plan, task: Prepared, clean: Record, chosen: Tensor, names: list[str], how: str
+def _heads(made: Plan, clean: Record, other: Record, chosen: Tensor, names: list[str], how: str
            ) -> list[tuple[tuple[str, str], float]]:
     """The scores of the edges inside heads, summed over rows."""
-    blocks, other = made.wired.blocks, made.record(task, side=1)
+    blocks = made.wired.blocks
     gradients = back(clean.outcome.sum(), [clean.written[block.heads] for block in blocks])
     found = []
     for layer, (block, gradient) in enumerate(zip(blocks, gradients)):
@@ -119,24 +136,33 @@ def crossed(pattern: Tensor, now: dict[str, Tensor], then: dict[str, Tensor], g:
     """What the metric changes by, to first order in a head's output at i, if the key or value at j, or the query at i,
     is another: "k" and "v" (R, H, T, S), "q" (R, H, T).
 
-    Of a key, score s_ij becomes s_ij + e: with a = A_ij (exp e - 1), z_i' - z_i = a (v_j - z_i) / (1 + a); the mask and
-    all that is added to scores is in the pattern A already. Of a value, A_ij (v_j' - v_j). Of a query the row is
-    evaluated again.
+    Of a key, score s_ij becomes s_ij + e, and z_i = sum_s A_is v_s becomes (sum_{s != j} A_is v_s + A_ij exp(e) v_j) /
+    (sum_{s != j} A_is + A_ij exp(e)); the mask and all that is added to scores is in the pattern A already. Of a value,
+    A_ij (v_j' - v_j). Of a query the row is evaluated again.
 
     Args: pattern: A, (R, H, T, S). now, then: queries (R, H, T, K), keys and values (R, H, S, K) of both runs. g: of
         the head's output, (R, H, T, K). factor: of the scores, q k^T factor.
     """
     q, k, v = (now[name].detach() for name in INPUTS)
-    z_g = ((pattern @ v) * g).sum(-1)  # (R, H, T)
     v_g = g @ v.mT  # (R, H, T, S)
+    z_g = (pattern * v_g).sum(-1)  # (R, H, T)
     e = factor * (q @ (then["k"].detach() - k).mT)
-    less, more = torch.expm1(-e.clamp_min(0)), torch.expm1(e.clamp_max(0))  # of the two one is zero
-    # a / (1 + a), with numerator and denominator times exp -e where e is above zero
-    share = pattern * (more - less) / (1 + less * (1 - pattern) + pattern * more)
+    # numerator and denominator times exp -e where e is above zero, so that neither overflows
+    less, own = (-e.clamp_min(0)).exp(), pattern * e.clamp_max(0).exp()
+    rest, total = _others(pattern) * less, _others(pattern * v_g) * less
+    moved = ((total + own * v_g) / (rest + own)).where(pattern > 0, z_g[..., None])
     turned = (pattern.log() + factor * ((then["q"].detach() - q) @ k.mT)).softmax(-1)
     turned = turned.nan_to_num(0.0)  # a query that may look at nothing
-    return {"k": share * (v_g - z_g[..., None]), "v": pattern * (g @ (then["v"].detach() - v).mT),
+    return {"k": moved - z_g[..., None], "v": pattern * (g @ (then["v"].detach() - v).mT),
             "q": ((turned @ v) * g).sum(-1) - z_g}
+
+
+def _others(x: Tensor) -> Tensor:
+    """The sum over the last axis without the entry itself. Not by taking it off: it may be all but nothing of it."""
+    before = x.cumsum(-1).roll(1, -1)
+    after = x.flip(-1).cumsum(-1).flip(-1).roll(-1, -1)
+    before[..., 0], after[..., -1] = 0, 0
+    return before + after
 
 
 def _rows(made: Plan, block: Block, name: str, x: Tensor) -> Tensor:
