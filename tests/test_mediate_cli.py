@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import relprop
 from relprop import cli, data
 from relprop.errors import Undefined
-from relprop.mediation import LogOdds, Subset, Subsets, Value, subset, subsets, tracing
+from relprop.mediation import LogOdds, Subset, Subsets, Value, path_effects, subset, subsets, tracing
 from relprop.result.number import amount
 from relprop.target import Probability, Token
 
@@ -66,6 +66,36 @@ def test_it_says_what_the_library_finds(stories, tmp_path):
     assert found.about["data"] == data.pairs(stories / "pairs.jsonl").name
     printed = json.loads(good(*asked, "--json").stdout)
     assert printed["mediators"] == list(found.mediators)
+
+
+def test_sides_of_unlike_length_are_aligned(stories, tmp_path):
+    asked = ["-m", stories, "--data", stories / "pairs.jsonl", "--align", "slots"]
+    good(*asked, "--at", "L*.attn.H*", "--at", "L1.mlp@who", "-o", tmp_path / "found.json")
+    found, subject = relprop.Effects.open(tmp_path / "found.json"), relprop.load(str(stories))
+    expected = relprop.effects(subject, data.pairs(stories / "pairs.jsonl"), align="slots",
+                               at=["L*.attn.H*", "L1.mlp@who"], kind=["total", "direct", "indirect"])
+    assert found.indirect.shape == (5, 3) and found.indirect.equal(expected.indirect)
+    assert found.summaries["indirect"].p.equal(expected.summaries["indirect"].p)
+    longer = ["--base", BASE, "--counterfactual", "A truly bad film."]  # the words that differ are a part of their own
+    given = json.loads(good(*longer, "--align", "slots", "--at", "embed@changed", "--at", "embed@0", "--json").stdout)
+    assert given["mediators"] == ["embed@changed", "embed@0"]
+    (changed,), (same,) = ([y - given["base"][0] for y in one] for one in given["indirect_outcome"])
+    assert abs(changed) > 1e-2 > 1e-4 > abs(same)
+
+
+def test_paths(stories, tmp_path):
+    asked = ["-m", stories, "--data", stories / "pairs.jsonl", "--at", "L0.attn.H*", "--at", "L0.mlp"]
+    found = json.loads(good(*asked, "--receiver", "L1.mlp", "--receiver", "L1.attn.H0", "--json").stdout)
+    subject, pairs = relprop.load(str(stories)), data.pairs(stories / "pairs.jsonl").take([0, 1])
+    expected = path_effects(subject, pairs, sender=["L0.attn.H*", "L0.mlp"], receiver=["L1.mlp", "L1.attn.H0"])
+    assert found["mediators"] == list(expected.mediators) and len(found["mediators"]) == 6
+    assert found["indirect_outcome"] == expected.indirect_outcome.tolist()
+    every = json.loads(good(*asked, "--receiver", "L1", "--held", "none", "--json", "--resume", tmp_path / "a").stdout)
+    own = json.loads(good(*asked, "--kind", "indirect", "--json").stdout)
+    assert torch.tensor(every["indirect_outcome"]).allclose(torch.tensor(own["indirect_outcome"]))
+    assert any((tmp_path / "a").iterdir())
+    end = json.loads(good(*asked, "--receiver", "outcome", "--json").stdout)
+    assert end["mediators"][0] == "L0.attn.H0 -> outcome"
 
 
 def test_a_folder_holds_every_kind_of_file(tmp_path):
@@ -132,7 +162,8 @@ def test_pairs_tell_their_words():
     said = good("--data", "gender-bias", "--count", 6, *asked).stdout  # on the model that it is made for
     assert f"total effect {amount(float(bias.total.mean()), 3)} [" in said and bias.total.min() > 1
     assert "tasks-gpt2" in good("--data", "year-spans", "--count", 2, *asked, "--json").stdout
-    assert "total effect" in good("-m", "tasks-gpt2", "--data", "pronouns", "--count", 2, *asked).stdout  # for its tokenizer
+    own = good("-m", "tasks-gpt2", "--data", "pronouns", "--count", 2, *asked).stdout  # for its tokenizer
+    assert "total effect" in own
 
 
 def test_causal_tracing_is_the_librarys(stories, tmp_path):
@@ -177,6 +208,11 @@ def test_causal_tracing_is_the_librarys(stories, tmp_path):
     ([*REVIEW, "--outcome", "ratio"], "two continuations, and there are 0"),
     ([*REVIEW, "--continuation", "he", "--continuation", "she"], "no label 'he'"),
     ([*REVIEW, "--outcome", "kl", "--scale", "ratio"], "a ratio to it is undefined"),
+    ([*REVIEW, "--align", "words"], "--align is slots, not 'words'"),
+    ([*REVIEW, "--held", "L0"], "--held goes with --receiver"),
+    ([*REVIEW, "--receiver", "L1", "--kind", "direct"], "--receiver does not go with --kind"),
+    ([*REVIEW, "--receiver", "L1", "--subset", "2"], "does not go with"),
+    ([*REVIEW, "--receiver", "L1", "--receiver", "outcome"], "--receiver outcome is for itself"),
     ([*REVIEW, "-o", "x.xlsx"], "cannot write effects to x.xlsx"),
     ([*REVIEW, "-o", "nowhere/x.png"], "there is no folder nowhere")])
 def test_bad_input_is_one_line(arguments, said):

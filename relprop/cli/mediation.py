@@ -84,6 +84,17 @@ Corrupt = Annotated[str | None, typer.Option("--noise", metavar="WHERE", help=(
 Window = Annotated[int | None, typer.Option("--window", metavar="N", min=1, help=(
     "With --noise: restore so many layers together. [default: 1]"
 ))]  # fmt: skip
+Align = Annotated[str | None, typer.Option("--align", metavar="HOW", help=(
+    "slots: of pairs whose sides differ in their number of tokens, all outside of the named parts (of texts, of the "
+    "words that differ, @changed) stands for itself, and the last token of a part for its last. [default: such pairs "
+    "are left out]"
+))]  # fmt: skip
+Receiver = Annotated[list[str] | None, typer.Option("--receiver", metavar="PLACES", help=(
+    "Only what passes from --at to these places, and from there on any way; outcome is the output itself. As --at."
+))]  # fmt: skip
+Held = Annotated[list[str] | None, typer.Option("--held", metavar="PLACES", help=(
+    "With --receiver: what passes nothing on, as --at; none is every path. [default: L*.attn.H* and L*.mlp]"
+))]  # fmt: skip
 PromptOnly = Annotated[bool, typer.Option("--prompt-only", help=(
     "Change mediators at the prompt's positions alone, not at those of the continuation."
 ))]  # fmt: skip
@@ -94,7 +105,8 @@ def mediate(
     continuation: Continuations = None, outcome: Outcome = None, at: At = None, kind: Kind = None,
     scale: Scale = "difference", output: Output = None, count: Count = 100, prompt_only: PromptOnly = False,
     estimate: Estimate = None, verify: Verify = None, subset: Few = None, each_layer: EachLayer = False,
-    noise: Corrupt = None, window: Window = None, resume: Resume = None,
+    noise: Corrupt = None, window: Window = None, receiver: Receiver = None, held: Held = None, align: Align = None,
+    resume: Resume = None,
     as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None, seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Find the heads, neurons or layers that carry an effect.
@@ -105,8 +117,9 @@ def mediate(
     relprop mediate -m gpt2 --base "The Space Needle is in the
     city of" --continuation ' Seattle' --noise 'Space Needle'.
     """
-    _check(subset, each_layer, noise, window, {"estimate": estimate, "verify": verify, "kind": kind, "resume": resume,
-                                               "prompt-only": prompt_only, "counterfactual": counterfactual})
+    _check({"subset": subset, "each-layer": each_layer, "noise": noise, "window": window, "estimate": estimate,
+            "verify": verify, "kind": kind, "resume": resume, "prompt-only": prompt_only, "receiver": receiver,
+            "held": held, "align": align, "counterfactual": counterfactual})
     target, kinds = _saved_later(output, "effects" if subset is None else "subset"), listed(kind) or list(KINDS)
     if not set(kinds) <= set(KINDS):
         raise ValueError(f"kinds of effect are {', '.join(KINDS)}, not {', '.join(kinds)}")
@@ -114,7 +127,7 @@ def mediate(
     load = lambda default: subject_of(default if model is None else model, device or own_device(), dtype)
     subject = load(OWN) if _of_tokens(data) else None
     given = _Clean(base, tuple(continuation or ())) if alone else \
-        _Changed(_pairs(data, base, counterfactual, continuation, count, seed, subject))
+        _Changed(_pairs(data, base, counterfactual, continuation, count, seed, subject), align)
     subject = subject or load(BUNDLED[given.modality])
     matched = given.matched(subject)
     shared = {"at": _places(at or [TRACED if noise else "L*.attn.H*"], matched), "scale": scale,
@@ -124,6 +137,9 @@ def mediate(
         found = _traced(subject, matched, asked, corrupt=noise, window=window or 1, seed=seed, **shared)
     elif subset is not None:
         found = _few(subject, matched, asked, each_layer, resume, k=subset, prompt_only=prompt_only, **shared)
+    elif receiver is not None:
+        found = _paths(subject, matched, asked, receiver, held, prompt_only=prompt_only, out=resume, seed=seed,
+                       **shared)
     else:
         found = _effects(subject, matched, asked, kind=kinds, prompt_only=prompt_only, estimate=estimate,
                          verify=verify, out=resume, seed=seed, **shared)
@@ -139,18 +155,23 @@ def mediate(
     typer.echo(json.dumps(found.to_dict(), allow_nan=False) if as_json else found.summary() + said)
 
 
-def _check(subset: int | None, each_layer: bool, noise: str | None, window: int | None, others: dict[str, Any]) -> None:
-    """Raises: ValueError for options that do not go together."""
-    for alone, needed in ((each_layer and subset is None and "each-layer", "subset"),
-                          (window is not None and noise is None and "window", "noise")):
-        if alone:
-            raise ValueError(f"--{alone} goes with --{needed}; give it too")
-    asked = [name for name, value in (("subset", subset), ("noise", noise)) if value is not None]
-    against = {"subset": ("estimate", "verify", "kind"),
-               "noise": ("estimate", "verify", "kind", "resume", "prompt-only", "counterfactual")}
-    wrong = [other for one in asked for other in against[one] if others[other]] + asked[1:]
+NEEDS = {"each-layer": "subset", "window": "noise", "held": "receiver", "verify": "estimate"}
+AGAINST = {"subset": ("estimate", "verify", "kind"), "receiver": ("estimate", "verify", "kind"),
+           "noise": ("estimate", "verify", "kind", "resume", "prompt-only", "counterfactual", "align")}
+
+
+def _check(given: dict[str, Any]) -> None:
+    """Raises: ValueError for options that do not go together, and an alignment that there is not."""
+    given = {name: value for name, value in given.items() if value not in (None, False, [])}
+    for name, needed in NEEDS.items():
+        if name in given and needed not in given:
+            raise ValueError(f"--{name} goes with --{needed}; give it too")
+    asked = [name for name in AGAINST if name in given]
+    wrong = [other for one in asked for other in AGAINST[one] if other in given] + asked[1:]
     if wrong:
         raise ValueError(f"--{asked[0]} does not go with --{wrong[0]}; leave one of them out")
+    if given.get("align", "slots") != "slots":
+        raise ValueError(f"--align is slots, not {given['align']!r}; relprop.effects(align=...) takes positions, too")
 
 
 def _effects(subject: Subject, matched: Matched, asked: Any, **options: Any) -> Any:
@@ -171,6 +192,20 @@ def _few(subject: Subject, matched: Matched, asked: Any, each_layer: bool, resum
                     **subsets(subject, matched, None, asked, out=under("layers"), **options)})
 
 
+def _paths(subject: Subject, matched: Matched, asked: Any, receiver: Sequence[str], held: Sequence[str] | None, *,
+           at: list[str], **options: Any) -> Any:
+    """What passes from each place to each receiver."""
+    from ..mediation import path_effects
+    from ..mediation.path import END, HELD
+
+    end = list(receiver) == [END]
+    if END in receiver and not end:
+        raise ValueError(f"--receiver {END} is for itself; ask for it by a command of its own")
+    places = HELD if held is None else () if list(held) == ["none"] else _places(held, matched)
+    return path_effects(subject, matched, None, asked, sender=at, receiver=None if end else _places(receiver, matched),
+                        held=places, **options)
+
+
 def _traced(subject: Subject, matched: Matched, asked: Any, **options: Any) -> Any:
     """What restoring each place gives back; of one next token its probability, as of the prediction."""
     from ..mediation import tracing
@@ -188,9 +223,10 @@ def _with(found: Any, change: Callable[[Any], Any]) -> Any:
 
 @dataclass(frozen=True)
 class _Changed:
-    """Pairs of inputs."""
+    """Pairs of inputs, which are aligned or not."""
 
     pairs: Pairs
+    align: str | None = None
 
     @property
     def modality(self) -> str:
@@ -206,7 +242,7 @@ class _Changed:
         return [one.continuations for one in self.pairs.pairs]
 
     def matched(self, subject: Subject) -> Matched:
-        return _matched(subject, self.pairs)
+        return _matched(subject, self.pairs, self.align)
 
 
 @dataclass(frozen=True)
@@ -266,18 +302,29 @@ def _pairs(data: str | None, base: Sequence[str] | None, counterfactual: Sequenc
         return replace(found, pairs=[replace(one, continuations=tuple(continuations)) for one in found.pairs])
     if len(base) != len(counterfactual):
         raise ValueError(f"{len(base)} --base and {len(counterfactual)} --counterfactual; give one for each")
-    made = [Pair(one, other, tuple(continuations or ())) for one, other in zip(base, counterfactual)]
+    made = [Pair(one, other, tuple(continuations or ()), *_changed(one, other)) for one, other in
+            zip(base, counterfactual)]
     return Pairs("texts", "text", made)
 
 
-def _matched(subject: Subject, pairs: Pairs) -> Matched:
-    """The pairs as the model takes them; those whose sides differ in their number of tokens are left out, and told.
+def _changed(base: str, other: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The words that differ, as spans of both sides."""
+    from ..data import differing
+
+    found = differing(base, other)
+    return ({}, {}) if found is None else ({"changed": found[0]}, {"changed": found[1]})
+
+
+def _matched(subject: Subject, pairs: Pairs, align: str | None) -> Matched:
+    """The pairs as the model takes them; those whose sides differ in their number of tokens are left out, and told,
+    unless they are aligned.
 
     Raises: ValueError if none is left, with the tokenisations of the first.
     """
     from ..data import matched
+    from ..mediation.given import labelled
 
-    if pairs.modality == subject.modality == "text" and subject.tokenizer is not None:
+    if align is None and pairs.modality == subject.modality == "text" and subject.tokenizer is not None:
         size = lambda text: len(subject.tokenizer.encode(text))
         rows = [row for row, one in enumerate(pairs.pairs) if size(one.base) == size(one.counterfactual)]
         if not rows:
@@ -285,15 +332,12 @@ def _matched(subject: Subject, pairs: Pairs) -> Matched:
                      for text in (pairs.pairs[0].base, pairs.pairs[0].counterfactual)]
             raise ValueError(f"no pair has as many tokens on both sides; the first has {len(sides[0])}, "
                              f"{' | '.join(sides[0])}, and {len(sides[1])}, {' | '.join(sides[1])}; change a word into "
-                             "one of as many tokens")
+                             "one of as many tokens, or give --align slots")
         if len(rows) < len(pairs):
             warnings.warn(f"{len(pairs) - len(rows)} of {len(pairs)} pairs are left out: their sides differ in their "
                           "number of tokens", stacklevel=1)
         pairs = pairs.take(rows)
-    found = matched(subject, pairs)
-    if subject.targets(None, 1).vocabulary.of_tokens:
-        return found
-    return replace(found, continuations=tuple(map(list, zip(*(one.continuations for one in pairs.pairs)))))  # labels
+    return labelled(subject, pairs, matched(subject, pairs, align=align))
 
 
 def _outcome(asked: str | None, subject: Subject, pairs: Matched) -> Any:
@@ -302,38 +346,20 @@ def _outcome(asked: str | None, subject: Subject, pairs: Matched) -> Any:
     Raises: ValueError for an outcome of two continuations where there are not two.
     """
     from ..mediation import KL, Difference, LogOdds, Ratio
+    from ..mediation.given import standard
 
     two = {"log-odds": LogOdds, "ratio": Ratio, "difference": Difference}
     count = len(pairs.continuations)
     if asked == "kl":
         return KL()
-    if asked is None and count == 0:
-        return None
-    if asked is None and count == 1:
-        return _single(pairs.continuations[0], subject)
+    if asked is None and count <= 2:
+        return standard(subject, pairs.continuations)
     if asked is not None and asked not in two:
         return target_of(asked, subject)
     if count != 2:
         raise ValueError(f"{asked or 'log-odds'} is of two continuations, and there are {count}; give --continuation "
                          "twice, or another --outcome")
-    return two[asked or "log-odds"](*pairs.continuations)
-
-
-def _single(each: Sequence[Any], subject: Subject) -> list[Any]:
-    """One continuation a row as a target: a label, or a next token.
-
-    Raises: ValueError for several tokens, with what they are.
-    """
-    from ..target import Token
-
-    if not subject.targets(None, 1).vocabulary.of_tokens:
-        return list(each)
-    many = next((ids for ids in each if len(ids) != 1), None)
-    if many is not None:
-        raise ValueError(f"{subject.tokenizer.decode(many)!r} is {len(many)} tokens, "
-                         f"{subject.tokenizer.convert_ids_to_tokens(many)}, where one is needed; give two "
-                         "continuations, or one of one token")
-    return [Token(ids[0]) for ids in each]
+    return two[asked](*pairs.continuations)
 
 
 def _places(patterns: Sequence[str], pairs: Matched) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from .alignment import differing
 from .answer import squad
 from .canvas import digits, mnist
 from .classfolder import imagefolder, textfolder
@@ -37,10 +38,11 @@ from .year import greater_than
 
 __all__ = [
     "DRAWN", "FILES", "MAKERS", "PAIRS", "SPOKEN", "Data", "Example", "Matched", "Pair", "Pairs", "brackets",
-    "by_slots", "counterparts", "crows", "digits", "docstring", "eraser", "get", "greater_than", "imagefolder",
-    "indirect_objects", "induction", "ioi", "matched", "mnist", "movies", "pairs", "palindromes", "passages",
-    "pictures", "planted_professions", "professions", "prompts", "pronouns", "segmentation", "sorted_lists",
-    "squad", "sst", "swapped", "templates", "textfolder", "texts", "winobias", "winogender", "year_spans",
+    "by_slots", "counterparts", "crows", "differing", "digits", "docstring", "eraser", "get", "greater_than",
+    "imagefolder", "indirect_objects", "induction", "ioi", "matched", "mnist", "movies", "pairs", "palindromes",
+    "passages", "pictures", "planted_professions", "professions", "prompts", "pronouns", "segmentation",
+    "sorted_lists", "squad", "sst", "swapped", "templates", "textfolder", "texts", "winobias", "winogender",
+    "year_spans",
 ]  # fmt: skip
 
 MAKERS: dict[str, Callable[..., Data]] = {

@@ -3,6 +3,8 @@ counterfactual.
 """
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from ..pixels import Pixels, picture
 from ..subject import Subject
 from ..tokens import Batch, TextUnits
 from .example import Data, Example
+from .pair import Ranges
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -155,6 +158,22 @@ def tokenised(base: Batch, other: Batch, row: int) -> str:
 def own_tokens(batch: Batch, row: int) -> list[str]:
     """Tokens of a row of texts without its padding, as they are spelled."""
     return [spelled for spelled, gone in zip(batch.units.tokens[row], batch.units.padding[row]) if not gone]
+
+
+def differing(base: str, other: str) -> tuple[Ranges, Ranges] | None:
+    """What differs between two texts, word by word: parts of each in characters, as many, which stand for each other.
+    None where there is nothing, or words are only added, so that something stands for nothing.
+
+    >>> differing("The nurse said", "The young cook said")
+    (((4, 9),), ((4, 14),))
+    """
+    words = [list(re.finditer(r"\w+|[^\w\s]", text)) for text in (base, other)]
+    matcher = difflib.SequenceMatcher(None, *([match[0] for match in side] for side in words), autojunk=False)
+    changed = [(words[0][a:b], words[1][c:d]) for kind, a, b, c, d in matcher.get_opcodes() if kind != "equal"]
+    if not changed or any(not side for both in changed for side in both):
+        return None
+    mine, theirs = (tuple((both[side][0].start(), both[side][-1].end()) for both in changed) for side in (0, 1))
+    return mine, theirs
 
 
 def absolute(lists: Sequence[Sequence[int]], base: Batch, other: Batch) -> Tensor:

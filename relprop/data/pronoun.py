@@ -8,11 +8,11 @@ N. Nangia et al., "CrowS-Pairs: a challenge dataset for measuring social biases 
 from __future__ import annotations
 
 import csv
-import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from .alignment import differing
 from .example import chosen
 from .pair import Pair, Pairs, Ranges
 
@@ -148,10 +148,8 @@ def _winogender(one: dict[str, str], other: dict[str, str], female: dict[str, fl
 def _crows(row: dict[str, str]) -> Iterator[Pair]:
     """A row as a pair, none where words are only added, so that there is nothing to put in their place."""
     more, less = row["sent_more"], row["sent_less"]
-    words = [list(re.finditer(r"\w+|[^\w\s]", text)) for text in (more, less)]
-    matcher = difflib.SequenceMatcher(None, *([match[0] for match in side] for side in words), autojunk=False)
-    changed = [(words[0][a:b], words[1][c:d]) for kind, a, b, c, d in matcher.get_opcodes() if kind != "equal"]
-    if not changed or any(not side for both in changed for side in both):
+    found = differing(more, less)
+    if found is None:
         return
-    spans = [{"changed": tuple((both[side][0].start(), both[side][-1].end()) for both in changed)} for side in (0, 1)]
+    spans = [{"changed": side} for side in found]
     yield Pair(more, less, (), *spans, {"bias": row["bias_type"], "direction": row["stereo_antistereo"]})
