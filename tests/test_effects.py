@@ -196,6 +196,25 @@ def test_narrowing_is_left_out_where_positions_mix_behind_the_last_attention():
         assert_close(found.indirect_outcome[index], z[:, 5] - z[:, 6], **CLOSE)
 
 
+def test_rows_that_are_others_inside_the_model_are_refused():
+    """What stands at a place in the middle of a batch that is turned around is of another row."""
+    class Turned(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x.flip(0)).flip(0)
+
+    one = FAMILIES["gpt2"].model().double()
+    one.transformer.h[0].mlp = Turned(one.transformer.h[0].mlp)
+    base, other = two("gpt2")
+    with pytest.raises(ValueError, match="rows cannot be told apart at transformer.h.0.mlp.inner.c_proj: the first one"):
+        effects(one, base, other, LogOdds(5, 6), at="L0.mlp")
+    found = effects(one, base, other, LogOdds(5, 6), at=["L0", "L1.mlp"])
+    assert_close(found.indirect, effects(model("gpt2"), base, other, LogOdds(5, 6), at=["L0", "L1.mlp"]).indirect)
+
+
 # -- identities ------------------------------------------------------------------------------------------------------
 
 
@@ -394,6 +413,8 @@ def test_saved_and_opened(tmp_path, suffix):
     table = found.table()
     assert table.loc[("indirect", "L1.attn.H0"), "mean"] == float(found.indirect[2].mean())
     assert len(table) == 1 + 3 * 4 and (table["q"] >= table["p"] - 1e-12).all()
+    assert "(ratio, 3 examples)" in found.summary()
+    assert "3 examples in 2 groups" in effects(model("gpt2"), base, other, Ratio(5, 6), groups=[1, 2, 1]).summary()
     assert found.top(1)[0] == found.mediators[found.indirect.mean(1).abs().argmax()]
     with pytest.raises(ValueError, match="cannot write"):
         found.save(tmp_path / "found.xlsx")

@@ -56,6 +56,11 @@ def path_effects(subject: str | Subject | nn.Module | tuple, base: object, count
     Returns: effects of kinds "total" and "indirect", of mediators named "L0.attn.H1 -> L1.mlp", "L1.mlp -> outcome".
     Cost: for each sender one run, and one for each receiver.
     Raises: ValueError and Undefined as of `effects`.
+
+    >>> pair = "A wonderful film.", "A terrible film."
+    >>> found = path_effects("reviews-bert", *pair, "POSITIVE", sender="embed", receiver=["L0.mlp", "L1.attn.H*"])
+    >>> found.mediators[:2]
+    ('embed -> L0.mlp', 'embed -> L1.attn.H0')
     """
     if scale not in SCALES:
         raise ValueError(f"effects are on the scale {' or '.join(SCALES)}, not {scale!r}")

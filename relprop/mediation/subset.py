@@ -75,6 +75,10 @@ def subsets(subject: str | Subject | nn.Module | tuple, base: object, counterfac
     mapping that can be drawn and saved.
 
     Raises: ValueError as of `subset`, and for a mediator that has places in several layers.
+
+    >>> found = subsets("reviews-bert", "A wonderful film.", "A terrible film.", "POSITIVE", at="L*.attn.H*", k=1)
+    >>> list(found)[:2], len(found["L0"].chosen)
+    (['L0', 'L1'], 1)
     """
     choice = _Choice(how, k, toward, among, scale)
     asked = task(subject, base, counterfactual, outcome, keep=keep, spans=spans, align=align, prompt_only=prompt_only,

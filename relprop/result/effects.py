@@ -134,6 +134,8 @@ class Effects:
     def summary(self) -> str:
         """A few lines: the total effect, and the mediators of the largest indirect (else direct) effects."""
         count = f"{len(self.base)} example{'s' * (len(self.base) != 1)}"
+        groups = self.about.get("groups", len(self.base))
+        count += f" in {groups} group{'s' * (groups != 1)}" if groups != len(self.base) else ""
         lines = [f"{self.outcome}: total effect {self._said('total', 0)} ({self.scale}, {count})"]
         kind = next((kind for kind in ("indirect", "direct", "controlled") if kind in self.kinds), None)
         for name in self.top(5, kind) if kind else []:
