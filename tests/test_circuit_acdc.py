@@ -50,6 +50,7 @@ def test_edges_are_tried_one_by_one(name, tau):
     assert found.about["of the circuit"] == pytest.approx(float(circuit_alone.mean()), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_metric_is_worse_nearer_to_the_corrupted_one():
     task = prepared("gpt2")
     clean, corrupted = (float(one.mean()) for one in task.measured)

@@ -316,6 +316,11 @@ def test_nodes_are_what_interventions_make_of_them(ablation):
             z = model(clean).logits[:, -1]
         torch.testing.assert_close(one, z[:, 3] - z[:, 7], rtol=0, atol=1e-12)
     assert not torch.allclose(found[0], found[3]) and torch.equal(found[2], task.measured[0])
+    late = {name: value for name in ("L0.attn.H2@-1", "L1.mlp@-1", "L0.attn.H0@3")}  # what is before them is cached
+    with intervened(model, late):
+        z = model(clean).logits[:, -1]
+    torch.testing.assert_close(outcomes(task, [[]], among=list(late), ablation=ablation)[0], z[:, 3] - z[:, 7],
+                               rtol=0, atol=1e-12)
 
 
 def test_a_node_is_all_the_edges_that_leave_it():

@@ -36,6 +36,8 @@ from .wiring import Maps, maps, passed, wiring
 Edge = tuple[str, str]
 Item = str | Edge
 Report = Callable[[int], None]
+WIDE = 768
+"""The width of streams for which the room of a stage is meant."""
 ROOM = 1 << 27
 """Numbers that what the sources of some rows add may be."""
 
@@ -241,7 +243,8 @@ class Piece:
 
     def __init__(self, task: Prepared, streams: Streams, batch_size: int | None) -> None:
         self.task, self.streams, self.wired, self.stage = task, streams, streams.wired, streams.stage
-        room = self.stage.room if batch_size is None else batch_size
+        width = self.stage.there(self.wired.blocks[0].before).shape[-1]
+        room = self.stage.room * max(1, WIDE // width) if batch_size is None else batch_size  # narrow streams are many
         self.size = max(1, room // task.rows)
         names = {name: i for i, name in enumerate(self.wired.graph.names[1])}
         place = lambda inner, layer, head: names[str(Address("attn", layer, "H", head, inner=inner))]
