@@ -311,13 +311,20 @@ class Shadow(Editor):
         if place is None or self._inside:
             return args
         path, value = self.path[-1], 1 - place
-        for side, operand in zip((QUERY, KEY), getattr(args[place], _OPERANDS, ()), strict=False):
-            if (path, "attention") in self._wanted:
-                self.edit(path, "attention", side, operand.mT if side == KEY else operand)
+        if (path, "attention") in self._wanted:
+            for side, operand in zip((QUERY, KEY), getattr(args[place], _OPERANDS, ()), strict=False):
+                self.edit(path, "attention", side, self._turned(operand) if side == KEY else operand)
         args = list(args)
         args[value] = self.edit(path, "attention", VALUE, args[value])
         self.half, self._projected = "attention", False
         return tuple(args)
+
+    def _turned(self, operand: Tensor) -> Tensor:
+        """Keys as they are, of keys as they meet queries."""
+        keys, rel = operand.mT, self.slot.rel(operand)
+        if rel is not None:
+            self.slot.put(keys, rel.mT)
+        return keys
 
     def _fused(self, func: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
         path = self.path[-1]
