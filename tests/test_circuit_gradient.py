@@ -75,8 +75,12 @@ PEERS = {"eap": eap, "eap_zero": partial(eap, ablation="zero"), "clean_corrupted
          **{name: partial(relp, level="edges", composite=rules) for name, rules in GIM_PARTS.items()}}
 
 
-@parametrize("name", CASES)
-@parametrize("peer", PEERS)
+SOONER = {"eap", "eap_ig_inputs", "relp", "gim", "gim_head"}
+SOME = [pytest.param(name, peer, marks=() if peer in SOONER or name == CASES[0] else pytest.mark.slow)
+        for name in CASES for peer in PEERS]
+
+
+@parametrize("name, peer", SOME)
 def test_edges_are_those_of_the_original_codes(shared, name, peer):
     one, task = of_peers(shared / "reference", name)
     if f"{peer}.edge_scores" not in one.out:
@@ -125,6 +129,7 @@ def test_nodes_at_positions_are_those_of_the_original_codes(shared, name, peer, 
              expected.flatten(), share)
 
 
+@pytest.mark.slow
 @parametrize("name", ["circuits_gpt2_a"])
 def test_activations_on_the_way_are_those_of_the_original_code_if_pooled(shared, name):
     """EAP-IG pools the gradients of all ways, and nothing passes what it has put in."""
@@ -142,7 +147,7 @@ def test_activations_on_the_way_are_those_of_the_original_code_if_pooled(shared,
     near(total[there], one.out["eap_ig_activations.edge_scores"][there], 1e-5)
 
 
-@parametrize("name", CASES)
+@parametrize("name", [CASES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in CASES[1:])])
 def test_activations_on_the_way_agree_better_with_exact_edges(shared, name):
     one, task = of_peers(shared / "reference", name)
     there = one.out["real_edge_mask"].nonzero().tolist()

@@ -79,7 +79,7 @@ def relp(task: Prepared, *, level: Level = "heads", ablation: str = "resample", 
     Args: rules: of `RULES`; linear maps have the 0-rule. composite: rules in their place.
     """
     how = rule_set(rules) if composite is None else composites.get(composite)
-    return _by_rules(task, level, ablation, "relp", how, batch_size)
+    return _by_rules(task, level, ablation, "relp", how, batch_size=batch_size)
 
 
 def gim(task: Prepared, *, level: Level = "heads", ablation: str = "resample", batch_size: int | None = None,
@@ -89,7 +89,8 @@ def gim(task: Prepared, *, level: Level = "heads", ablation: str = "resample", b
     """
     if not temperature > 0:
         raise ValueError(f"the temperature of a softmax is above 0, not {temperature}")
-    return _by_rules(task, level, ablation, "gim", composites.gim(temperature), batch_size)
+    return _by_rules(task, level, ablation, "gim", composites.gim(temperature),
+                     batch_size=batch_size)
 
 
 def eap_ig(task: Prepared, *, level: Level = "edges", ablation: str = "resample", batch_size: int | None = None,
@@ -142,8 +143,8 @@ def rule_set(rules: Sequence[str]) -> Composite:
 # -- both levels ------------------------------------------------------------------------------------------------------
 
 
-def _by_rules(task: Prepared, level: Level, ablation: str, method: str, rules: Composite, batch_size: int | None
-              ) -> Circuit:
+def _by_rules(task: Prepared, level: Level, ablation: str, method: str, rules: Composite, *,
+              batch_size: int | None) -> Circuit:
     if level == "edges":
         return _edges(task, ablation, method, _at_clean, composite=rules, batch_size=batch_size)
     return _nodes(task, level, ablation, method, partial(node.by_rules, rules), batch_size=batch_size)

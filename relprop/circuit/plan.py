@@ -184,20 +184,12 @@ def _maps(found: Record, wired: Wiring) -> list[Maps | None]:
     ends = [record.ends(found, layer, of) for layer, of in enumerate(made)]
     gradients = iter(back(found.outcome.sum(), [x for many in (*reads, *ends) for x in many]))
     of_reads, of_ends = ([[next(gradients) for _ in many] for many in lists] for lists in (reads, ends))
-    return [_holds(found, wired, layer, made[layer], of_reads[layer], of_ends[layer]) for layer in range(len(made))]
-
-
-def _holds(found: Record, wired: Wiring, layer: int, made: Maps | None, of_reads: Sequence[Tensor],
-           of_ends: Sequence[Tensor]) -> Maps | None:
-    """The maps, if what passes through them is all that passes from what heads read to the stream."""
-    block = wired.blocks[layer]
-    if made is None:
-        return None
-    whole, = back([found.reads[layer][name] for name in INPUTS], [found.streams[block.before]], of_reads)
-    try:
-        return made if _close(record.heads(found, block, layer, made, of_ends).sum(0), whole) else None
-    except (RuntimeError, IndexError):
-        return None
+    kept = []
+    for layer, (block, one) in enumerate(zip(wired.blocks, made)):
+        whole, = back(reads[layer], [found.streams[block.before]], of_reads[layer])
+        holds = one is not None and _close(record.heads(found, block, layer, one, of_ends[layer]).sum(0), whole)
+        kept.append(one if holds else None)
+    return kept
 
 
 def _entries(reads: Mapping[str, Tensor], calls: Sequence[object], H: int) -> Maps | None:

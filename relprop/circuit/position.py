@@ -8,7 +8,7 @@ no first order of it, and the change is taken times the metric's gradient at the
 """
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from .record import Record, back
 from .task import Prepared
 from .wiring import Block
 
+Edge = tuple[str, str]
 SPANS = ("sum", "mean", "max-abs")
 """How scores of the positions of one span become one."""
 ENTRIES = 1 << 25
@@ -45,28 +46,52 @@ def peap(task: Prepared, *, level: str = "edges", ablation: str = "resample", sp
     made, names = plan(task), task.positions()
     per_row = made.entries // sum(made.wired.counts) * len(made.wired.graph.destinations)
     size = batch_size or max(1, ENTRIES // max(1, per_row))
-    total: dict[tuple[str, str], float] = {}
+    total: dict[Edge, float] = {}
     metric = torch.zeros(2, dtype=torch.float64)
     for rows in torch.arange(task.rows).split(size):
         some = task.take(rows)
         after, value = corrupted(some, made)
-        clean = made.record(some, patterns=crossing)
+        clean, other = made.record(some, patterns=crossing), made.record(some, side=1)
         metric += torch.tensor([float(clean.outcome.detach().sum()), value], dtype=torch.float64)
-        other, changes = made.record(some, side=1), Changes(made, clean, after)
-        chosen = _chosen(some, names, changes.all.shape[2])
-        at_positions = scored(_positioned(made, changes, other), clean, changes, positions=True)
-        found = _streams(made, at_positions, chosen, names, spans)
-        for edge, score in found + (_heads(made, clean, other, chosen, names, spans) if crossing else []):
+        changes = Changes(made, clean, after)
+        named = Named.of(some, names, changes.all.shape[2], spans)
+        found = _streams(made, scored(_positioned(made, changes, other), clean, changes, positions=True), named)
+        for edge, score in found + (_heads(made, clean, other, named) if crossing else []):
             total[edge] = total.get(edge, 0.0) + score
     about = dict(zip(("clean", "corrupted"), (metric / task.rows).tolist()))
     return Circuit.of({edge: score / task.rows for edge, score in total.items()}, level="edges", method="peap",
                       about={**about, "spans": spans})
 
 
-def _chosen(task: Prepared, names: list[str], length: int) -> Tensor:
-    """Which positions each name means, bool (N, R, P), over those of the stream."""
-    real = task.clean.real(length)
-    return torch.stack([task.places.at(name, real) for name in names])
+@dataclass(frozen=True, eq=False)
+class Named:
+    """Positions by name, which of the stream's positions each one means, bool (N, R, P), and `how` scores of several
+    become one.
+    """
+
+    names: list[str]
+    chosen: Tensor
+    how: str
+
+    @staticmethod
+    def of(task: Prepared, names: list[str], length: int, how: str) -> Named:
+        """The positions of a task whose streams have this many."""
+        real = task.clean.real(length)
+        return Named(names, torch.stack([task.places.at(name, real) for name in names]), how)
+
+    def joined(self, scores: Tensor, how: str | None = None) -> Tensor:
+        """Scores (R, P, ...) by name, (N, R, ...)."""
+        mask, how = self.chosen.view(*self.chosen.shape, *[1] * (scores.dim() - 2)).to(scores.device), how or self.how
+        if how == "max-abs":
+            held = torch.where(mask, scores, 0)
+            return held.gather(2, held.abs().argmax(2, keepdim=True)).squeeze(2)
+        total = (mask * scores).sum(2)
+        return total / mask.sum(2).clamp_min(1) if how == "mean" else total
+
+    def pairs(self, scores: Tensor, how: str | None = None) -> Tensor:
+        """Scores (R, H, T, S) by names of both positions, summed over rows: (N, N, H), ends first."""
+        by_end = self.joined(scores.transpose(1, 2), how)  # (N, R, H, S)
+        return torch.stack([self.joined(of_end.movedim(-1, 1), how).sum(1) for of_end in by_end])
 
 
 def _positioned(made: Plan, changes: Changes, other: Record) -> Plan:
@@ -85,34 +110,18 @@ def _positioned(made: Plan, changes: Changes, other: Record) -> Plan:
     return replace(made, segments=[replace(start, whole=(True,)), *made.segments[1:]])
 
 
-def _together(scores: Tensor, chosen: Tensor, how: str) -> Tensor:
-    """Scores (R, P, ...) of the positions that each name means, chosen (N, R, P), as one: (N, R, ...)."""
-    mask = chosen.view(*chosen.shape, *[1] * (scores.dim() - 2)).to(scores.device)
-    if how == "max-abs":
-        held = torch.where(mask, scores, 0)
-        best = held.abs().argmax(2, keepdim=True)
-        return held.gather(2, best).squeeze(2)
-    total = (mask * scores).sum(2)
-    return total / mask.sum(2).clamp_min(1) if how == "mean" else total
-
-
-def _streams(made: Plan, scores: Tensor, chosen: Tensor, names: list[str], how: str
-             ) -> list[tuple[tuple[str, str], float]]:
+def _streams(made: Plan, scores: Tensor, named: Named) -> list[tuple[Edge, float]]:
     """The scores of edges by position, summed over rows; of (R, P, S, D)."""
     graph = made.wired.graph
-    by_name = _together(scores, chosen, how).sum(1)  # (N, S, D)
-    sources, ends = graph.names
-    found = []
-    for name, one in zip(names, by_name.tolist()):
-        found += [((f"{sources[u]}@{name}", f"{ends[v]}@{name}"), one[u][v]) for u, v in graph.edges.nonzero().tolist()]
-    return found
+    (sources, ends), there = graph.names, graph.edges.nonzero().tolist()
+    return [((f"{sources[u]}@{name}", f"{ends[v]}@{name}"), one[u][v])
+            for name, one in zip(named.names, named.joined(scores).sum(1).tolist()) for u, v in there]
 
 
 # -- inside heads -----------------------------------------------------------------------------------------------------
 
 
-def _heads(made: Plan, clean: Record, other: Record, chosen: Tensor, names: list[str], how: str
-           ) -> list[tuple[tuple[str, str], float]]:
+def _heads(made: Plan, clean: Record, other: Record, named: Named) -> list[tuple[Edge, float]]:
     """The scores of the edges inside heads, summed over rows."""
     blocks = made.wired.blocks
     gradients = back(clean.outcome.sum(), [clean.written[block.heads] for block in blocks])
@@ -121,13 +130,12 @@ def _heads(made: Plan, clean: Record, other: Record, chosen: Tensor, names: list
         g = made.canonical(block.heads, gradient).unflatten(-1, (block.count, -1)).transpose(1, 2)  # (R, H, T, K)
         now, then = ({name: _rows(made, block, name, one.reads[layer][name]) for name in INPUTS}
                      for one in (clean, other))
-        pattern = clean.patterns[block.pattern]
-        factor = _factor(clean, made, block, layer)
+        pattern, factor = clean.patterns[block.pattern].detach(), _factor(clean, made, block, layer)
         with torch.no_grad():
-            edges = crossed(pattern.detach(), now, then, g, factor)
-            seen = _pairs(pattern.detach().sum(1, keepdim=True), chosen, "sum").sum(-1) > 0  # what attends to what
+            edges = crossed(pattern, now, then, g, factor)
+            seen = named.pairs(pattern.sum(1, keepdim=True), "sum").sum(-1) > 0  # what attends to what
         for name, score in edges.items():
-            found += _named(layer, name, score.double(), chosen, names, how, seen.tolist())
+            found += _inside(f"L{layer}.attn.H", name, score.double(), named, seen.tolist())
     return found
 
 
@@ -196,21 +204,15 @@ def _factor(clean: Record, made: Plan, block: Block, layer: int) -> float:
     return factor
 
 
-def _pairs(scores: Tensor, chosen: Tensor, how: str) -> Tensor:
-    """Scores (R, H, T, S) by names of both positions, summed over rows: (N, N, H), ends first."""
-    by_end = _together(scores.transpose(1, 2), chosen, how)  # (N, R, H, S)
-    return torch.stack([_together(of_end.movedim(-1, 1), chosen, how).sum(1) for of_end in by_end])
-
-
-def _named(layer: int, name: str, scores: Tensor, chosen: Tensor, names: list[str], how: str, seen: list[list[bool]]
-           ) -> list[tuple[tuple[str, str], float]]:
+def _inside(head: str, name: str, scores: Tensor, named: Named, seen: list[list[bool]]) -> list[tuple[Edge, float]]:
     """Scores (R, H, T, S), or of queries (R, H, T), by names of positions, summed over rows."""
+    names = named.names
     if name == "q":
-        by_name = _together(scores.transpose(1, 2), chosen, how).sum(1).tolist()
-        return [((f"L{layer}.attn.H{h}.q@{end}", f"L{layer}.attn.H{h}@{end}"), score)
-                for end, of_end in zip(names, by_name) for h, score in enumerate(of_end)]
-    by_pair = _pairs(scores, chosen, how).tolist()
-    return [((f"L{layer}.attn.H{h}.{name}@{start}", f"L{layer}.attn.H{h}@{end}"), score)
+        return [((f"{head}{h}.q@{end}", f"{head}{h}@{end}"), score)
+                for end, of_end in zip(names, named.joined(scores.transpose(1, 2)).sum(1).tolist())
+                for h, score in enumerate(of_end)]
+    by_pair = named.pairs(scores).tolist()
+    return [((f"{head}{h}.{name}@{start}", f"{head}{h}@{end}"), score)
             for e, end in enumerate(names) for s, start in enumerate(names) if seen[e][s]
             for h, score in enumerate(by_pair[e][s])]
 
