@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..intervene.change import values_at
@@ -37,24 +38,32 @@ def _means(task: Prepared, taps: list[Tap], *, by_position: bool) -> Values:
     one = task.clean.take([0])
     length = {tap: value.shape[1] for tap, value in values_at(task.model, one.args, one.kwargs, taps).items()}
     reference, sums, counts = task.reference, {}, {}
-    labels = [None] * reference.rows if task.task.groups is None else list(task.task.groups)
+    grouped = task.task.groups is not None
+    labels = list(task.reference_groups) if grouped else [None] * reference.rows
+    own_labels = list(task.task.groups) if grouped else [None] * task.rows
     if len(labels) != reference.rows:
-        raise ValueError(f"{reference.rows} reference inputs and {len(labels)} groups; give a reference input of its "
-                         "group to each row, or no groups")
+        raise ValueError(f"{reference.rows} reference inputs and {len(labels)} groups; give a label to each, or no "
+                         "groups")
     for rows in torch.arange(reference.rows).split(PIECE):
         batch = reference.take(rows.tolist())
         for tap, values in values_at(task.model, batch.args, batch.kwargs, taps).items():
+            real = batch.real(values.shape[1]).to(values.device)[..., None]
+            if by_position and grouped and real[:, 0].all():  # rows of a group are of one length, so that what is cut
+                values, real = (_fitted(one, length[tap]) for one in (values, real))  # is padding, or not asked for
             if by_position and values.shape[1] != length[tap]:
                 raise ValueError(f"reference inputs of {values.shape[1]} positions for clean ones of {length[tap]}; "
                                  "means by position need as many")
-            real = batch.real(values.shape[1]).to(values.device)[..., None]
             for row, value, own in zip(rows.tolist(), values * real, real.to(values)):
                 key = tap, labels[row]
                 sums[key] = sums.get(key, 0) + (value if by_position else value.sum(0, keepdim=True))
                 counts[key] = counts.get(key, 0) + (own if by_position else own.sum(0, keepdim=True))
-    own = [None] * task.rows if task.task.groups is None else list(task.task.groups)
-    return {tap: torch.stack([sums[tap, label] / counts[tap, label].clamp_min(1) for label in own])
+    return {tap: torch.stack([sums[tap, label] / counts[tap, label].clamp_min(1) for label in own_labels])
             .expand(-1, length[tap], -1) for tap in taps}
+
+
+def _fitted(values: Tensor, length: int) -> Tensor:
+    """(B, P, C) with as many positions as this, cut or filled with zeros at the end."""
+    return F.pad(values, (0, 0, 0, length - values.shape[1]))
 
 
 __all__ = ["Values", "ablated"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -46,8 +46,9 @@ class Task:
         clean, corrupted: what `Subject.prepare` takes.
         metric: an `Outcome` of `relprop.mediation`, or a target; of the clean input where it is left open.
         spans: positions by name, of both inputs: {"S1": [3, 4], ...}, one or several for each row.
-        reference: inputs that means are of; None: the corrupted ones. groups: which of them go together, one label a
-            row of each, as templates do: means are of a group's own reference inputs; None: all go together.
+        groups: which rows go together, one label each, as templates do: means are of reference inputs of a row's own
+            group; None: all go together.
+        reference: inputs that means are of, `reference_groups` their groups; None: the corrupted ones.
         about: how it was made, for reports.
     """
 
@@ -56,16 +57,19 @@ class Task:
     corrupted: object
     metric: object = None
     spans: Spans = field(default_factory=dict)
-    reference: object = None
     groups: Sequence[object] | None = None
+    reference: object = None
+    reference_groups: Sequence[object] | None = None
     about: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, subject: Subject, pairs: Pairs, *, metric: str | Outcome | None = None) -> Task:
+    def of(cls, subject: Subject, pairs: Pairs, *, metric: str | Outcome | None = None,
+           reference: Pairs | None = None) -> Task:
         """The task that pairs are: the base is clean, the counterfactual corrupted.
 
         Args: metric: one of `METRICS`, of the pairs' answers and wrong answers, or an `Outcome`; None: the one that
-                suits them, the logit difference where there is one of each.
+                suits them, the logit difference where there is one of each. reference: pairs whose counterfactuals
+            means are of, more than there are rows; None: the rows' own.
         Spans are those that are at the same positions on both sides, and of texts with any "end", where the model
         answers; pairs of one template and order are a group.
 
@@ -78,19 +82,23 @@ class Task:
         named = {**_numbered(found, pairs), **same}
         if named and "end" not in named and isinstance(found.base.units, TextUnits):
             named["end"] = _answered(found.base)
-        groups = [" ".join(filter(None, [one.facts.get("template"), one.facts.get("order")])) for one in pairs.pairs]
+        more = {} if reference is None else {"reference": matched(subject, reference).counterfactual,
+                                             "reference_groups": _groups(reference)}
         return cls(pairs.name, found.base, found.counterfactual, outcome, named,
-                   groups=groups if all(groups) else None, about={**pairs.about, "pairs": pairs.fingerprint()})
+                   groups=_groups(pairs), about={**pairs.about, "pairs": pairs.fingerprint()}, **more)
 
     @classmethod
     def named(cls, subject: Subject, what: str | Pairs, *, count: int | None = None, seed: int = 0,
-              metric: str | Outcome | None = None) -> Task:
+              metric: str | Outcome | None = None, references: int | None = None) -> Task:
         """The task of this name: see `relprop.data.pairs`, such as "ioi", "greater-than", "docstring", "pronouns",
         "induction", "digits-swap", or "prompts:FILE.json".
 
+        Args: references: how many more pairs are drawn, whose counterfactuals means are of; None: the rows' own.
         Raises: as `of` and `relprop.data.pairs`.
         """
-        return cls.of(subject, pairs_of(what, count=count, seed=seed, tokenizer=subject.tokenizer), metric=metric)
+        drawn = partial(pairs_of, what, tokenizer=subject.tokenizer)
+        more = None if references is None else drawn(count=references, seed=seed + 1)
+        return cls.of(subject, drawn(count=count, seed=seed), metric=metric, reference=more)
 
     def prepared(self, subject: Subject) -> Prepared:
         """The task for this model, checked.
@@ -102,6 +110,10 @@ class Task:
         check_pair(clean, corrupted)
         if self.groups is not None and len(self.groups) != clean.rows:
             raise ValueError(f"{len(self.groups)} groups for {clean.rows} rows; give a label to each")
+        missing = set(self.groups or ()) - set(self.reference_groups or self.groups or ())
+        if missing:
+            raise ValueError(f"no reference input is of the group {min(map(str, missing))!r}, of which a mean is "
+                             "needed; give more of them, or no groups")
         outcome = outcome_of(self.metric)
         with ready(subject.model):
             questions = outcome.pairs(subject, clean, corrupted)
@@ -136,7 +148,9 @@ class Prepared:
         index = torch.as_tensor(rows)
         questions = tuple(question.take(index) for question in self.questions)
         groups = None if self.task.groups is None else [self.task.groups[row] for row in index.tolist()]
-        task = replace(self.task, spans=spanned(self.task.spans, index), groups=groups)
+        task = replace(self.task, clean=questions[0].batch, corrupted=questions[1].batch, groups=groups,
+                       spans=spanned(self.task.spans, index), reference=self.reference,
+                       reference_groups=self.reference_groups)
         return replace(self, task=task, clean=questions[0].batch, corrupted=questions[1].batch, questions=questions)
 
     def value(self, output: Any, rows: Sequence[int] | None = None, *, side: int = 0) -> Tensor:
@@ -162,8 +176,13 @@ class Prepared:
 
     @property
     def reference(self) -> Batch:
-        """The inputs that means are of."""
+        """The inputs that means are of: of some rows of a task, those of all its rows."""
         return self.corrupted if self.task.reference is None else self.subject.prepare(self.task.reference)
+
+    @property
+    def reference_groups(self) -> Sequence[object] | None:
+        """Their groups, None where all go together."""
+        return self.task.groups if self.task.reference_groups is None else self.task.reference_groups
 
     @property
     def places(self) -> Places:
@@ -276,6 +295,12 @@ def _metric(subject: Subject, pairs: Pairs, found: Matched, metric: str | None) 
     if suits == "logit difference":
         return LogOdds(*ids)
     return {"probability difference": Mass, "smallest logit difference": Margin}[suits](*ids)
+
+
+def _groups(pairs: Pairs) -> list[str] | None:
+    """Which pairs go together: those of a template and order; None where these are not known."""
+    found = [" ".join(filter(None, [one.facts.get("template"), one.facts.get("order")])) for one in pairs.pairs]
+    return found if all(found) else None
 
 
 def _answered(batch: Batch) -> list[list[int]]:
