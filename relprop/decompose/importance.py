@@ -14,7 +14,9 @@ from torch import Tensor
 from .. import division, units
 from ..asked import Asked
 from ..division import Division
+from ..errors import IndependentOutput
 from ..result import Relevance
+from ..run import independent
 from ..still import settled
 from ..subject import Subject
 from ..target import Class, Contrast, Reading, Targets, Token
@@ -35,7 +37,7 @@ def cdt(subject: Subject, batch: Batch, targets: Targets, *, rules: str | Divisi
     Args: level: the layer whose input is split; below it the model runs as it is. skip: tokens (or patches) that are
         taken together, side by side; their part is divided evenly. contrast: False: the target alone. chunk: units x
         rows carried at once.
-    Raises: ValueError for a level that is not there, or where the stream has other positions than the input has units.
+    Raises: IndependentOutput where nothing is relevant; ValueError for a level that is not there, or where the stream has other positions than the input has units.
     """
     rules, asked = division.get(rules), Asked(targets, batch)
     if skip < 1:
@@ -50,6 +52,9 @@ def cdt(subject: Subject, batch: Batch, targets: Targets, *, rules: str | Divisi
     windows = [_window(found[start:start + skip]) for start in range(0, len(found), skip)]
     parts = run.of(windows, asked)
     scores = parts.rel.mT.repeat_interleave(skip, 1)[:, :len(found)]  # (B, U)
+    idle = (scores == 0).all(1)
+    if bool(idle.any()):
+        raise IndependentOutput(independent(idle.nonzero().flatten().tolist(), batch.rows))
     return Relevance(
         map=_map(scores, batch, found[0].places[0].where.shape[1], skip),
         value=parts.total.float().cpu(), target=asked.names, method="cdt",
