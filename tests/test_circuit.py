@@ -63,6 +63,13 @@ def test_prune_leaves_ways_from_the_input_to_the_logits(edges):
         nameless.prune()
 
 
+def test_prune_of_edges_inside_heads():
+    inside = Circuit.of({("embed@0", "L0.attn.H0.k@0"): 1.0, ("L0.attn.H0.k@0", "L0.attn.H0@1"): 1.0,
+                         ("L0.attn.H0.k@1", "L0.attn.H0@1"): 1.0, ("L0.attn.H0@1", "logits@1"): 1.0}, level="edges")
+    assert inside.prune().kept == inside.kept - {("L0.attn.H0.k@1", "L0.attn.H0@1")}  # nothing comes to that key
+    assert "L0.attn.H0.k@0" in inside.members and inside.graph().number_of_edges() == 4
+
+
 def test_positions_together():
     found = Circuit.of({"L0.attn.H0@1": 2.0, "L0.attn.H0@2": -3.0, "L1.attn.H0@1": 0.5}, level="heads at positions")
     assert found.whole().nodes == {"L0.attn.H0": -1.0, "L1.attn.H0": 0.5}

@@ -26,6 +26,7 @@ from relprop.circuit.statistic import (
     partial_necessity,
     random_curve,
     sufficiency,
+    verdicts,
 )
 from relprop.errors import Undefined
 from relprop.mediation import LogOdds
@@ -199,6 +200,14 @@ def test_a_needless_head_is_found(model, task):
     row = found.items.index("L1.attn.H0@0")
     assert "L1.attn.H0@0" in found.needless() and float(found.change[row]) < 1e-12 and float(found.beaten[row]) == 0
     assert float(found.p[row]) == pytest.approx(0.1**7) and float(found.beaten.max()) > 0
+
+
+def test_verdicts_are_those_of_the_tests(model, task, best):
+    found = verdicts(model, task, best, count=20)
+    assert list(found.index) == ["equivalence", "independence", "sufficiency", "partial necessity", "minimality"]
+    assert found.statistic["sufficiency"] == sufficiency(model, task, best, count=20).statistic
+    assert found.p["minimality"] == pytest.approx(float(minimality(model, task, best, count=20).p_holm.min()))
+    assert bool(found.passed["equivalence"]) == equivalence(model, task, best).passed()
 
 
 @pytest.mark.parametrize("test", [against_random, equivalence, sufficiency, partial_necessity, minimality])

@@ -66,7 +66,8 @@ def _alike(found: Circuit, known: Circuit, positions: str) -> Mapping[Item, floa
         named = {Address.parse(node).part for node in known.nodes}
         nodes: dict[Item, float] = {}
         for (u, _), score in found.edges.items():
-            if Address.parse(u).part in named or Address.parse(u).part != "embed":
+            source = Address.parse(u)
+            if source.inner is None and (source.part in named or source.part != "embed"):
                 nodes[u] = nodes.get(u, 0.0) + score
         found = Circuit.of(nodes, level="nodes", method=found.method)
     placed = any("@" in node for node in known.nodes)

@@ -1,12 +1,13 @@
 """Random circuits of the items of one: sets of nodes or edges, or ways from the input to the logits."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 
 from ..result import Circuit
-from ..result.circuit import Edge, Item, owner
+from ..result.circuit import Edge, Item
 
 
 def random_circuits(circuit: Circuit, count: int, *, size: int, paths: bool = False, seed: int = 0
@@ -24,8 +25,8 @@ def random_circuits(circuit: Circuit, count: int, *, size: int, paths: bool = Fa
     if not paths:
         return [frozenset(items[at] for at in torch.randperm(len(items), generator=generator)[:size].tolist())
                 for _ in range(count)]
-    onward = _onward(circuit)
-    return [_of_paths(onward, size, generator) for _ in range(count)]
+    walk = partial(_walk, _onward(circuit), circuit.ending(), generator)
+    return [_of_paths(walk, size) for _ in range(count)]
 
 
 def inflated(circuit: Circuit, count: int, *, seed: int = 0) -> list[tuple[frozenset[Item], Item]]:
@@ -42,9 +43,9 @@ def inflated(circuit: Circuit, count: int, *, seed: int = 0) -> list[tuple[froze
     if not circuit.edges:
         order = torch.randperm(len(outside), generator=generator)[:count].tolist()
         return [(circuit.kept | {outside[at]}, outside[at]) for at in order]
-    onward, found = _onward(circuit), []
+    walk, found = partial(_walk, _onward(circuit), circuit.ending(), generator), []
     for _ in range(100 * count):
-        path = _walk(onward, generator)
+        path = walk()
         fresh = [edge for edge in path if edge not in circuit.kept]
         if fresh:
             found.append((circuit.kept | set(path), fresh[_draw(len(fresh), generator)]))
@@ -56,21 +57,22 @@ def inflated(circuit: Circuit, count: int, *, seed: int = 0) -> list[tuple[froze
     return found
 
 
-def _of_paths(onward: Mapping[str, Sequence[Edge]], size: int, generator: torch.Generator) -> frozenset[Edge]:
+def _of_paths(walk: Callable[[], list[Edge]], size: int) -> frozenset[Edge]:
     """Edges of random ways until there are `size`; the last way is cut behind as many as fit, its end first."""
     found: dict[Edge, None] = {}
     while len(found) < size:
-        path = [edge for edge in _walk(onward, generator) if edge not in found]
+        path = [edge for edge in walk() if edge not in found]
         found.update(dict.fromkeys(path[::-1][:size - len(found)]))
     return frozenset(found)
 
 
-def _walk(onward: Mapping[str, Sequence[Edge]], generator: torch.Generator) -> list[Edge]:
+def _walk(onward: Mapping[str, Sequence[Edge]], end: Callable[[str], str], generator: torch.Generator) -> list[Edge]:
     """A random way from the input to the logits, each edge out of a node as likely as the others."""
-    at, path = "embed", []
+    starts = [node for node in onward if node.partition("@")[0] == "embed"]
+    at, path = starts[_draw(len(starts), generator)], []
     while at in onward:
         path.append(onward[at][_draw(len(onward[at]), generator)])
-        at = owner(path[-1][1])
+        at = end(path[-1][1])
     return path
 
 
@@ -82,7 +84,7 @@ def _onward(circuit: Circuit) -> dict[str, list[Edge]]:
     onward: dict[str, list[Edge]] = {}
     for u, v in whole:
         onward.setdefault(u, []).append((u, v))
-    if "embed" not in onward:
+    if not any(node.partition("@")[0] == "embed" for node in onward):
         raise ValueError("no edge of this circuit leaves embed, so that no way starts at the input")
     return onward
 

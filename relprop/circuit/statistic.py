@@ -306,6 +306,29 @@ def minimality(subject: Model, task: Asked, circuit: Circuit, *, count: int = RA
                   torch.tensor(holm(p), dtype=torch.float64))
 
 
+def verdicts(subject: Model, task: Asked, circuit: Circuit, *, count: int = RANDOMS, ablation: str | None = None,
+             batch_size: int | None = None, seed: int = 0) -> DataFrame:
+    """All the tests of a circuit as a table, one row each: statistic, interval, p-value, and whether it speaks for the
+    circuit. That of `minimality` is the share of items that are needed.
+
+    Raises: as the tests themselves, for an empty or a full circuit, or fewer than four inputs.
+    """
+    from pandas import DataFrame
+
+    prepared = posed(subject, task, seed=seed)
+    given = {"ablation": ablation, "batch_size": batch_size, "seed": seed}
+    found = [equivalence(subject, prepared, circuit, **given), independence(subject, prepared, circuit, **given),
+             sufficiency(subject, prepared, circuit, count=count, **given),
+             partial_necessity(subject, prepared, circuit, count=count, **given)]
+    needed = minimality(subject, prepared, circuit, count=count, **given)
+    lines = [{"test": one.test, "hypothesis": one.hypothesis, "statistic": one.statistic, "low": one.low,
+              "high": one.high, "p": one.p, "passed": one.passed()} for one in found]
+    lines.append({"test": "minimality", "hypothesis": "every item changes the metric as much as additions do",
+                  "statistic": 1 - len(needed.needless()) / len(circuit), "low": None, "high": None,
+                  "p": float(needed.p_holm.min()), "passed": not needed.needless()})
+    return DataFrame(lines).set_index("test").astype({"low": float, "high": float})
+
+
 # -- details -----------------------------------------------------------------------------------------------------------
 
 
@@ -348,4 +371,5 @@ def _differs(circuit: Circuit, size: int) -> None:
 
 
 __all__ = ["Chance", "Needed", "Verdict", "against_random", "binomial_p", "equivalence", "equivalence_p", "hsic",
-           "hsic_test", "independence", "minimality", "partial_necessity", "random_curve", "sufficiency"]
+           "hsic_test", "independence", "minimality", "partial_necessity", "random_curve", "sufficiency",
+           "verdicts"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
@@ -93,8 +93,8 @@ class Circuit:
         """The nodes of the circuit: those kept, or the ends of the edges that are."""
         if not self.edges:
             return tuple(node for node in self.nodes if node in self.kept)
-        return tuple(dict.fromkeys(node for edge in self.edges if edge in self.kept
-                                   for node in (edge[0], owner(edge[1]))))
+        end = self.ending()
+        return tuple(dict.fromkeys(node for u, v in self.edges if (u, v) in self.kept for node in (u, end(v))))
 
     @property
     def complement(self) -> Self:
@@ -163,16 +163,16 @@ class Circuit:
         """The circuit without edges that are on no way from the input to the logits. A circuit of nodes stays."""
         if not self.edges:
             return self
-        links = [edge for edge in self if isinstance(edge, tuple)]
-        names = {node for u, v in self.edges for node in (u, owner(v))}
+        links, end = list(self), self.ending()
+        names = {node for u, v in self.edges for node in (u, end(v))}
         starts = {node for node in names if Address.parse(node).part == "embed"}
         ends = {node for node in names if Address.parse(node).part == "logits"}
         if not starts or not ends:  # named otherwise: what nothing leads to, and what leads nowhere
-            into, out = {owner(v) for _, v in self.edges}, {u for u, _ in self.edges}
+            into, out = {end(v) for _, v in self.edges}, {u for u, _ in self.edges}
             starts, ends = starts or names - into, ends or names - out
-        reached = _reached(starts, [(u, owner(v)) for u, v in links])
-        needed = _reached(ends, [(owner(v), u) for u, v in links])
-        return self.keep([(u, v) for u, v in links if u in reached and owner(v) in needed])
+        reached = _reached(starts, [(u, end(v)) for u, v in links])
+        needed = _reached(ends, [(end(v), u) for u, v in links])
+        return self.keep([(u, v) for u, v in links if u in reached and end(v) in needed])
 
     def whole(self, how: str = "sum") -> Self:
         """A circuit of nodes at positions as one of nodes: scores summed, or the largest in size ("max"); a node is
@@ -189,6 +189,11 @@ class Circuit:
         nodes = {node: None if None in scores else one(scores) for node, scores in parts.items()}
         kept = frozenset(node.partition("@")[0] for node in self.kept)
         return replace(self, nodes=nodes, kept=kept, level=self.level.removesuffix(" at positions"))
+
+    def ending(self) -> Callable[[str], str]:
+        """From a destination to its node: whose input it is, or itself where edges leave it, as inside of heads."""
+        sources = {u for u, _ in self.edges}
+        return lambda v: v if v in sources else owner(v)
 
     # -- tables and graphs --------------------------------------------------------------------------------------------
 
@@ -214,10 +219,11 @@ class Circuit:
             score, layer = self.nodes.get(node), Address.parse(node).layer
             known = {"score": score, "layer": layer}
             found.add_node(node, **{name: value for name, value in known.items() if value is not None})
+        end = self.ending()
         for u, v in self if self.edges else ():
             score = self.edges[u, v]
-            inner = Address.parse(v).inner or ""
-            found.add_edge(u, owner(v), input=inner, **({} if score is None else {"score": float(score)}))
+            inner = "" if end(v) == v else Address.parse(v).inner or ""
+            found.add_edge(u, end(v), input=inner, **({} if score is None else {"score": float(score)}))
         return found
 
     def dot(self) -> str:
