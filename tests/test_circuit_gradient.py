@@ -325,6 +325,14 @@ def test_methods_are_called_by_name(method, level):
     assert state(whole.model) == before
 
 
+@parametrize("level", ["edges", "heads"])
+@parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_gradients_may_be_off(level, off):
+    found = relp(prepared("timm-vit"), level=level).scores
+    with off():
+        assert relp(prepared("timm-vit"), level=level).scores == found
+
+
 def test_rules_of_relp_can_be_left_out():
     assert rule_set(RULES).describe() == relp_rules(hold_attention=True).describe()
     without = rule_set([])

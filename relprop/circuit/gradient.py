@@ -37,6 +37,7 @@ from . import edge, node
 from .ablated import ablated
 from .edge import Changes
 from .plan import Plan, plan
+from .record import graphed
 from .task import Prepared
 
 STEPS = 5
@@ -158,19 +159,17 @@ def _nodes(task: Prepared, level: Level, ablation: str, method: str, estimate: n
 
 def _edges(task: Prepared, ablation: str, method: str, score: Score, *, composite: Composite | None = None,
            batch_size: int | None = None) -> Circuit:
-    made = plan(task, composite)
-    taps = made.wired.sources
-    gone = None if ablation == "resample" else ablated(task, taps, ablation)
-    size = batch_size or max(1, ENTRIES // made.entries)
-    total, metric = 0.0, torch.zeros(2, dtype=torch.float64)
-    for rows in torch.arange(task.rows).split(size):
-        some = task.take(rows)
-        after, value = edge.corrupted(some, made) if gone is None else (
-            {tap: one[rows.to(one.device)] for tap, one in gone.items()}, float("nan"))
-        clean = made.record(some)
-        changes = Changes(made, clean, after)
-        metric += torch.tensor([float(clean.outcome.detach().sum()), value], dtype=torch.float64)
-        total = total + score(made, some, changes)
+    with graphed(task):
+        made = plan(task, composite)
+        gone = None if ablation == "resample" else ablated(task, made.wired.sources, ablation)
+        total, metric = 0.0, torch.zeros(2, dtype=torch.float64)
+        for rows in torch.arange(task.rows).split(batch_size or max(1, ENTRIES // made.entries)):
+            some = task.take(rows)
+            after, value = edge.corrupted(some, made) if gone is None else (
+                {tap: one[rows.to(one.device)] for tap, one in gone.items()}, float("nan"))
+            clean = made.record(some)
+            metric += torch.tensor([float(clean.outcome.detach().sum()), value], dtype=torch.float64)
+            total = total + score(made, some, Changes(made, clean, after))
     means = dict(zip(("clean", "corrupted"), (metric / task.rows).tolist()))
     scores = made.wired.graph.named(total / task.rows)
     return Circuit.of(scores, level="edges", method=method, about=means if gone is None else {})

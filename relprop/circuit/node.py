@@ -16,9 +16,9 @@ from ..approximation.place import Place, places
 from ..approximation.run import Query, Run, Slopes
 from ..composite import Composite
 from ..intervene import Site, parts
-from ..still import settled
 from ..trace import Tap, intercepted
 from .ablated import Values, ablated
+from .record import graphed
 from .task import Prepared
 
 ROWS = 32
@@ -71,13 +71,13 @@ def scores(task: Prepared, level: Any, ablation: str, estimate: Estimate, *, mov
         gone = ablated(task, taps + ([known.embed] if moved else []), ablation)
     total: Tensor | float = 0.0
     metric = torch.zeros(2, dtype=torch.float64)
-    with settled(task.model), torch.inference_mode(False), torch.enable_grad():
+    with graphed(task):
         for rows in torch.arange(task.rows).split(batch_size or ROWS):
             some = task.take(rows)
             mine = gone and {tap: value[rows.to(value.device)] for tap, value in gone.items()}
             run, slopes = estimate(partial(Estimation, some, known, wanted, ablation=ablation, gone=mine, moved=moved))
             total = total + run.scored(slopes, prompt_only=False).double().sum(0)
-            metric += torch.stack([one.double().sum() for one in run.outcomes()])
+            metric = metric + torch.stack([one.double().sum() for one in run.outcomes()])
             found = run.places
     names = [place.address(number) for place in found for number in range(place.count)]
     order = sorted(range(len(names)), key=[_order(place) for place in found for _ in range(place.count)].__getitem__)

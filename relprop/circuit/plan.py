@@ -23,7 +23,7 @@ from ..ops import add, linear
 from ..trace import Tap
 from ..trace.layout import Layout
 from . import record
-from .record import Maps, Record, back, pulled, recorded
+from .record import Maps, Record, back, graphed, pulled, recorded
 from .task import Prepared
 from .wiring import Wiring, wiring
 
@@ -139,11 +139,17 @@ def plan(task: Prepared, composite: Composite | None = None) -> Plan:
     """
     _check_rules(composite)
     wired, one = wiring(task.model, task.clean), task.take([0])
+    with graphed(task):
+        return _learned(one, wired, composite)
+
+
+def _learned(one: Prepared, wired: Wiring, composite: Composite | None) -> Plan:
+    """The plan, by a task of one row."""
     found = recorded(one, wired, composite)
     _check_shapes(wired, found)
     points = [*found.streams]
     values = {**found.values, **{tap: value.detach() for tap, value in found.streams.items()}}
-    shapes = Shapes(task.model, one.clean.args, one.clean.kwargs, [*dict.fromkeys([*wired.sources, *points])], values)
+    shapes = Shapes(one.model, one.clean.args, one.clean.kwargs, [*dict.fromkeys([*wired.sources, *points])], values)
     layouts = {tap: shapes.layout(tap) for tap in shapes.taps}
     maps = _maps(found, wired)
     entries = found.streams[wired.blocks[0].before].numel() * sum(wired.counts)

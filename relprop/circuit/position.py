@@ -18,7 +18,7 @@ from ..numerics import tolerance
 from ..result import Circuit
 from .edge import Changes, corrupted, scored
 from .plan import Plan, plan
-from .record import Record, back
+from .record import Record, back, graphed
 from .task import Prepared
 from .wiring import Block
 
@@ -43,12 +43,20 @@ def peap(task: Prepared, *, level: str = "edges", ablation: str = "resample", sp
     """
     if spans not in SPANS:
         raise ValueError(f"scores of a span become one by {', '.join(SPANS)}, not {spans!r}")
+    with graphed(task):
+        total, metric = _summed(task, spans, crossing, batch_size)
+    about = dict(zip(("clean", "corrupted"), (metric / task.rows).tolist()))
+    return Circuit.of({edge: score / task.rows for edge, score in total.items()}, level="edges", method="peap",
+                      about={**about, "spans": spans})
+
+
+def _summed(task: Prepared, spans: str, crossing: bool, batch_size: int | None) -> tuple[dict[Edge, float], Tensor]:
+    """Scores and the metric on clean and corrupted inputs, (2,), summed over rows."""
     made, names = plan(task), task.positions()
     per_row = made.entries // sum(made.wired.counts) * len(made.wired.graph.destinations)
-    size = batch_size or max(1, ENTRIES // max(1, per_row))
     total: dict[Edge, float] = {}
     metric = torch.zeros(2, dtype=torch.float64)
-    for rows in torch.arange(task.rows).split(size):
+    for rows in torch.arange(task.rows).split(batch_size or max(1, ENTRIES // max(1, per_row))):
         some = task.take(rows)
         after, value = corrupted(some, made)
         clean, other = made.record(some, patterns=crossing), made.record(some, side=1)
@@ -58,9 +66,7 @@ def peap(task: Prepared, *, level: str = "edges", ablation: str = "resample", sp
         found = _streams(made, scored(_positioned(made, changes, other), clean, changes, positions=True), named)
         for edge, score in found + (_heads(made, clean, other, named) if crossing else []):
             total[edge] = total.get(edge, 0.0) + score
-    about = dict(zip(("clean", "corrupted"), (metric / task.rows).tolist()))
-    return Circuit.of({edge: score / task.rows for edge, score in total.items()}, level="edges", method="peap",
-                      about={**about, "spans": spans})
+    return total, metric
 
 
 @dataclass(frozen=True, eq=False)

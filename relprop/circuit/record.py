@@ -98,7 +98,7 @@ def recorded(task: Prepared, wired: Wiring, composite: Composite | None = None, 
         watching.append(make(changes))
         return watching[0]
 
-    with _ready(task), ExitStack() as stack:
+    with graphed(task), ExitStack() as stack:
         if composite is not None:
             stack.enter_context(intercepted(task.model, composite))
         stack.enter_context(edited(task.model, changes, kind=kind))
@@ -110,7 +110,8 @@ def recorded(task: Prepared, wired: Wiring, composite: Composite | None = None, 
 
 
 @contextmanager
-def _ready(task: Prepared) -> Iterator[None]:
+def graphed(task: Prepared) -> Iterator[None]:
+    """A `with` block in which passes are kept and taken back, whatever the caller does with gradients."""
     with settled(task.model), torch.inference_mode(False), torch.enable_grad():
         yield
 
@@ -269,4 +270,4 @@ def _through_maps(calls: Sequence[Called], stream: Tensor, made: Maps, by_round:
     return sum(pulled(x, [stream], g)[0] for x, g in of_inputs.values())
 
 
-__all__ = ["Gate", "Maps", "Record", "Shift", "back", "ends", "heads", "pulled", "recorded", "whole"]
+__all__ = ["Gate", "Maps", "Record", "Shift", "back", "ends", "graphed", "heads", "pulled", "recorded", "whole"]
