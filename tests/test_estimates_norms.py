@@ -6,6 +6,8 @@ from functools import cache, partial
 import pytest
 import torch
 from families import FAMILIES
+from test_address import EXPERTS
+from test_effects_families import EVERY, asked
 from test_estimates import BASE, OTHER, difference, exact, linear, two
 from torch import nn
 from torch.testing import assert_close
@@ -208,6 +210,18 @@ def ranks(subject, base, other, outcome, count, seed=0):
         mean = made.about["estimate"]["mean"]
         found.append(agreement(torch.tensor([mean[name] for name in chosen], dtype=torch.float64), wanted).spearman)
     return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in EXPERTS])
+def test_neurons_of_no_family_are_ranked_worse(name):
+    """Than by the gradient, all of them; as far as random weights have ranks that differ."""
+    subject, base, other, ask = asked(name)
+    rank = partial(effects, subject, base, other, ask, at="L*.mlp.N*", verify=999, resamples=1)
+    said = [rank(estimate=method).about["estimate"] for method in ("relevance", "attribution")]
+    for measure in ("spearman", "pearson"):
+        relevance, attribution = (one[measure] for one in said)
+        assert relevance > attribution - 0.005 and relevance > 0.9, measure
 
 
 @cache
