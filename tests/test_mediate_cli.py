@@ -98,6 +98,16 @@ def test_paths(stories, tmp_path):
     assert end["mediators"][0] == "L0.attn.H0 -> outcome"
 
 
+def test_controlled_effects():
+    asked = [*REVIEW, "--outcome", "POSITIVE", "--at", "L0.attn.H0", "--at", "L3", "--json"]
+    found = {said: json.loads(good(*asked, "--fixed", said).stdout) for said in ("zero", "mean", "0.0")}
+    assert all(one["summaries"].keys() >= {"total", "direct", "indirect", "controlled"} for one in found.values())
+    outcomes = {said: torch.tensor(one["controlled_outcome"]) for said, one in found.items()}
+    assert outcomes["zero"].equal(outcomes["0.0"]) and not outcomes["zero"].equal(outcomes["mean"])
+    (held,) = outcomes["zero"][:, -1].diff(dim=0)
+    assert held.abs().max() < 1e-6  # all that differs has to pass the last layer
+
+
 def test_a_folder_holds_every_kind_of_file(tmp_path):
     said = good(*REVIEW, "--outcome", "POSITIVE", "-o", tmp_path / "all").stdout
     files = {path.name for path in (tmp_path / "all").iterdir()}
@@ -203,7 +213,10 @@ def test_causal_tracing_is_the_librarys(stories, tmp_path):
     ([*REVIEW, "--at", "L9.attn.H0"], "no layer 9"), ([*REVIEW, "--at", "L0.attn.H99"], "no H99"),
     ([*REVIEW, "--at", "L0.mlp@77"], "row 0 has 6 positions"), ([*REVIEW, "--at", "L0@job"], "no span of this name"),
     ([*REVIEW, "--at", "heads"], "is no address"), ([*REVIEW, "--at", "L0.cross.H0"], "no attention to an encoder"),
-    ([*REVIEW, "--kind", "controlled"], "total, direct, indirect, not controlled"),
+    ([*REVIEW, "--kind", "straight"], "total, direct, indirect, controlled, not straight"),
+    ([*REVIEW, "--kind", "controlled"], "--kind controlled --fixed zero"),
+    ([*REVIEW, "--kind", "total", "--fixed", "zero"], "go together"),
+    ([*REVIEW, "--fixed", "none"], "--fixed is zero, mean or a number, not 'none'"),
     ([*REVIEW, "--scale", "log"], "not 'log'"), ([*REVIEW, "--outcome", "GREAT"], "no label 'GREAT'"),
     ([*REVIEW, "--outcome", "ratio"], "two continuations, and there are 0"),
     ([*REVIEW, "--continuation", "he", "--continuation", "she"], "no label 'he'"),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..data import Matched, Pairs
     from ..subject import Subject
 
-KINDS = ("total", "direct", "indirect")
+KINDS, CONTROLLED = ("total", "direct", "indirect"), "controlled"
 WRITTEN = ("html", "png", "svg", "json", "csv")
 """What is written of effects into a folder."""
 OWN = "tasks-gpt2"  # runs on data that is made for it where no other model is named
@@ -53,7 +53,7 @@ At = Annotated[list[str] | None, typer.Option("--at", metavar="PLACES", help=(
     "L*@* is each position for itself. [default: L*.attn.H*]"
 ))]  # fmt: skip
 Kind = Annotated[list[str] | None, typer.Option("--kind", metavar="KIND", help=(
-    "Of total, direct and indirect, with commas or once for each. [default: all three]"
+    "Of total, direct, indirect and controlled, with commas or once for each. [default: all, controlled with --fixed]"
 ))]  # fmt: skip
 Scale = Annotated[str, typer.Option("--scale", metavar="SCALE", help="difference, or ratio: y / y(base) - 1.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help=(
@@ -84,6 +84,9 @@ Corrupt = Annotated[str | None, typer.Option("--noise", metavar="WHERE", help=(
 Window = Annotated[int | None, typer.Option("--window", metavar="N", min=1, help=(
     "With --noise: restore so many layers together. [default: 1]"
 ))]  # fmt: skip
+Fixed = Annotated[str | None, typer.Option("--fixed", metavar="VALUE", help=(
+    "Of controlled effects, what each mediator is held at on both sides: zero, mean (over the bases), or a number."
+))]  # fmt: skip
 Align = Annotated[str | None, typer.Option("--align", metavar="HOW", help=(
     "slots: of pairs whose sides differ in their number of tokens, all outside of the named parts (of texts, of the "
     "words that differ, @changed) stands for itself, and the last token of a part for its last. [default: such pairs "
@@ -106,7 +109,7 @@ def mediate(
     scale: Scale = "difference", output: Output = None, count: Count = 100, prompt_only: PromptOnly = False,
     estimate: Estimate = None, verify: Verify = None, subset: Few = None, each_layer: EachLayer = False,
     noise: Corrupt = None, window: Window = None, receiver: Receiver = None, held: Held = None, align: Align = None,
-    resume: Resume = None,
+    fixed: Fixed = None, resume: Resume = None,
     as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None, seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Find the heads, neurons or layers that carry an effect.
@@ -119,10 +122,8 @@ def mediate(
     """
     _check({"subset": subset, "each-layer": each_layer, "noise": noise, "window": window, "estimate": estimate,
             "verify": verify, "kind": kind, "resume": resume, "prompt-only": prompt_only, "receiver": receiver,
-            "held": held, "align": align, "counterfactual": counterfactual})
-    target, kinds = _saved_later(output, "effects" if subset is None else "subset"), listed(kind) or list(KINDS)
-    if not set(kinds) <= set(KINDS):
-        raise ValueError(f"kinds of effect are {', '.join(KINDS)}, not {', '.join(kinds)}")
+            "held": held, "align": align, "fixed": fixed, "counterfactual": counterfactual})
+    target, kinds = _saved_later(output, "effects" if subset is None else "subset"), _kinds(kind, fixed)
     alone = noise is not None and data is None and base is not None
     load = lambda default: subject_of(default if model is None else model, device or own_device(), dtype)
     subject = load(OWN) if _of_tokens(data) else None
@@ -142,7 +143,7 @@ def mediate(
                        **shared)
     else:
         found = _effects(subject, matched, asked, kind=kinds, prompt_only=prompt_only, estimate=estimate,
-                         verify=verify, out=resume, seed=seed, **shared)
+                         verify=verify, out=resume, seed=seed, fixed=_fixed(fixed, matched), **shared)
     if os.environ.get("RANK", "0") != "0":
         return
     from ..mediation.given import named, told
@@ -156,8 +157,38 @@ def mediate(
 
 
 NEEDS = {"each-layer": "subset", "window": "noise", "held": "receiver", "verify": "estimate"}
-AGAINST = {"subset": ("estimate", "verify", "kind"), "receiver": ("estimate", "verify", "kind"),
-           "noise": ("estimate", "verify", "kind", "resume", "prompt-only", "counterfactual", "align")}
+AGAINST = {"subset": ("estimate", "verify", "kind", "fixed"), "receiver": ("estimate", "verify", "kind", "fixed"),
+           "noise": ("estimate", "verify", "kind", "fixed", "resume", "prompt-only", "counterfactual", "align")}
+
+
+def _kinds(asked: Sequence[str] | None, fixed: str | None) -> list[str]:
+    """The kinds of effect; controlled ones where there is something that mediators are held at.
+
+    Raises: ValueError for kinds that there are not, and controlled effects without what they are held at.
+    """
+    kinds = listed(asked) or [*KINDS, *([CONTROLLED] if fixed is not None else [])]
+    if not set(kinds) <= {*KINDS, CONTROLLED}:
+        raise ValueError(f"kinds of effect are {', '.join([*KINDS, CONTROLLED])}, not {', '.join(kinds)}")
+    if (CONTROLLED in kinds) != (fixed is not None):
+        raise ValueError("controlled effects and --fixed go together: --kind controlled --fixed zero")
+    return kinds
+
+
+def _fixed(said: str | None, matched: Matched) -> Any:
+    """What mediators are held at.
+
+    Raises: ValueError for what is no number, or word for one.
+    """
+    from ..intervene import Given, Mean, Zero
+
+    if said is None:
+        return None
+    if said in ("zero", "mean"):
+        return Zero() if said == "zero" else Mean(matched.base)
+    try:
+        return Given(float(said))
+    except ValueError as cause:
+        raise ValueError(f"--fixed is zero, mean or a number, not {said!r}") from cause
 
 
 def _check(given: dict[str, Any]) -> None:
