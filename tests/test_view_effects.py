@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 from PIL import Image
 from torch.testing import assert_close
 
@@ -16,7 +17,7 @@ from relprop.result.arrangement import arranged
 from relprop.result.number import signed
 from relprop.view import color
 from relprop.view.account import _board
-from relprop.view.mediation import columns, found, grid, layers, rounded
+from relprop.view.mediation import columns, estimated, found, grid, layers, rounded
 from relprop.view.spread import spread
 
 HEADS = [f"L{layer}.attn.H{head}" for layer in range(3) for head in range(4)]
@@ -165,6 +166,23 @@ def test_files(tmp_path):
         effects.save(tmp_path / "it.xlsx")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         effects.save(tmp_path / "nowhere" / "it.png")
+
+
+def test_estimates_of_all_stand_beside_the_exact_ones():
+    every = {f"L{layer}.mlp.N{one}": 0.1 * layer - 0.01 * one for layer in range(3) for one in range(20)}
+    told = {"method": "attribution", "count": 60, "verified": 2, "mean": every}
+    effects = made(["L1.mlp.N3", "L2.mlp.N4"], kinds=("indirect",), estimate=told)
+    assert_close(estimated(effects).indirect[:, 0], torch.tensor(list(every.values())).double())
+    figure = view.mediation(effects)
+    clouds = [one for axes in figure.axes for one in axes.collections if isinstance(one, PathCollection)]
+    assert [len(one.get_offsets()) for one in clouds] == [2, 60]
+    shown = sorted(float(x) for x, _ in clouds[1].get_offsets())
+    assert shown == pytest.approx(sorted(every.values()))
+    assert {"Indirect effects: neurons of MLPs", "Estimated indirect effects: neurons of MLPs"} <= set(said(figure))
+    page = Document(view.account(effects))
+    assert page.tags.count("circle") == 62
+    assert any("of all 60, to first order by attribution" in one for one in page.said)
+    assert estimated(made()) is None
 
 
 # -- subsets ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,22 @@ from ..result import Effects
 from ..result.arrangement import Arrangement
 from ..result.number import percent, printed, signed
 from . import bars, color, patch, pattern
-from .mediation import LEVEL, columns, found, grid, heading, interval, layers, main, maps, rounded, scale, subheading
+from .mediation import (
+    LEVEL,
+    columns,
+    drawn,
+    found,
+    grid,
+    heading,
+    interval,
+    layers,
+    main,
+    maps,
+    rounded,
+    scale,
+    subheading,
+    titled,
+)
 from .page import png
 from .template import template
 
@@ -28,13 +43,13 @@ def account(effects: Effects) -> str:
     kind = main(effects)
     kinds = [one for one in effects.kinds if one != "total"]
     names = effects.top(LISTED, kind) if kinds else []
-    parts = [part for part in maps(effects) if not patch.over_patches(effects, part)]
+    parts = [(of, part) for of, part in drawn(effects) if not patch.over_patches(of, part)]
     return template("mediation.html").render(
         title=heading(effects), under=subheading(effects), kind=kind, kinds=kinds, level=LEVEL,
         lines=[_line(effects, name, kinds, kind) for name in names], count=len(effects.mediators),
-        boards=[_board(effects, part, kind) for part in parts if part.shape == "board"],
+        boards=[_board(of, part, kind) for of, part in parts if part.shape == "board"],
         pictures=_pictures(effects, kind), heads=_heads(effects), said=pattern.scale(),
-        clouds=[_cloud(effects, part, kind) for part in parts if part.shape == "cloud"],
+        clouds=[_cloud(of, part, kind) for of, part in parts if part.shape == "cloud"],
         bars=bars.pages(effects) if kinds else None, examples=_examples(effects), facts=_facts(effects))
 
 
@@ -73,8 +88,9 @@ def _board(effects: Effects, part: Arrangement, kind: str) -> dict:
                 + ("" if effects.summaries[kind].q is None else f", q {_p(effects, kind, one)[1]}")}
     bars = _sums(*layers(effects, part, kind))
     rows = list(zip(part.rows, [[cell(one) for one in row] for row in grid(effects, part, kind)], bars))
-    return {"title": part.title, "scale": scale(effects, kind, end), "columns": columns(effects, part), "rows": rows,
-            "alone": part.columns == ("",), "turned": max(map(len, part.columns)) > 4 or part.across == "position"}
+    turned = max(map(len, part.columns)) > 4 or part.across == "position"
+    return {"title": titled(effects, part, kind), "scale": scale(effects, kind, end), "rows": rows, "turned": turned,
+            "columns": columns(effects, part), "alone": part.columns == ("",)}
 
 
 def _sums(sums: Tensor, low: Tensor | None, high: Tensor | None) -> list[dict]:
@@ -110,15 +126,15 @@ def _cloud(effects: Effects, part: Arrangement, kind: str) -> dict:
     values = mean[list(part.index)]
     end = color.limit(values) or 1.0
     sums = layers(effects, part, kind)
-    drawn = values.abs().topk(min(_POINTS, len(values))).indices.tolist()
+    shown = values.abs().topk(min(_POINTS, len(values))).indices.tolist()
     points = [{"x": round(_ACROSS * (0.5 + 0.48 * float(mean[one]) / end), 1), "holds": holds[one],
                "y": round(_HIGH * (row + 0.5 + ((7 * place) % 11 - 5) / 20), 1),
                "told": f"{effects.mediators[one]}: {interval(effects, kind, one)}"}
-              for place, one, row in ((place, part.index[place], part.row[place]) for place in drawn)]
+              for place, one, row in ((place, part.index[place], part.row[place]) for place in shown)]
     rows = [(name, _HIGH * (place + 0.5), bar) for place, (name, bar) in enumerate(zip(part.rows, _sums(*sums)))]
-    return {"title": part.title, "scale": scale(effects, kind, None), "points": points, "rows": rows, "width": _ACROSS,
-            "height": _HIGH * len(part.rows), "end": printed(end, 3),
-            "drawn": "" if len(drawn) == len(values) else f"; the {len(drawn)} strongest of {len(values)}"}
+    return {"title": titled(effects, part, kind), "scale": scale(effects, kind, None), "points": points,
+            "rows": rows, "width": _ACROSS, "height": _HIGH * len(part.rows), "end": printed(end, 3),
+            "drawn": "" if len(shown) == len(values) else f"; the {len(shown)} strongest of {len(values)}"}
 
 
 def _examples(effects: Effects) -> list[dict]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..result import Effects
+from ..result import Effects, Summary
 from ..result.arrangement import Arrangement, arranged
 from ..result.number import chance, printed, signed
 from . import bars, color, patch
@@ -37,8 +37,8 @@ def mediation(effects: Effects) -> Figure:
     Colours are zero-centred with symmetric ends, which are printed. A dot marks what holds after the correction for
     the number of mediators (Benjamini and Hochberg, q <= `LEVEL`).
     """
-    kind, parts = main(effects), maps(effects)
-    tall = [bars.height(effects), *(_height(effects, part) for part in parts)]
+    parts = drawn(effects)
+    tall = [bars.height(effects), *(_height(of, part) for of, part in parts)]
     page = sheet(WIDTH, _HEAD + sum(tall) + _GAP * (len(tall) - 1) + MARGIN)
     page.write(MARGIN, 0.14, shortened(heading(effects), 72 * INNER, TITLE, True), size=TITLE, weight="bold")
     for line, text in enumerate(subheading(effects)):
@@ -46,10 +46,29 @@ def mediation(effects: Effects) -> Figure:
     y = _HEAD
     bars.draw(page.part(MARGIN, y, INNER), effects, INNER)
     y += tall[0] + _GAP
-    for part, height in zip(parts, tall[1:]):
-        _part(page.part(MARGIN, y, INNER), effects, part, kind)
+    for (of, part), height in zip(parts, tall[1:]):
+        _part(page.part(MARGIN, y, INNER), of, part, main(effects))
         y += height + _GAP
     return page.figure
+
+
+def drawn(effects: Effects) -> list[tuple[Effects, Arrangement]]:
+    """The maps that are drawn, and of what: of the effects, and where an estimate ranked the mediators, of that."""
+    every = estimated(effects)
+    return [(of, part) for of in (effects, every) if of is not None for part in maps(of)]
+
+
+def estimated(effects: Effects) -> Effects | None:
+    """The estimates that ranked the mediators as effects of their own, on one example; None where there are none."""
+    told = effects.about.get("estimate")
+    if not told or not told.get("mean"):
+        return None
+    mean = torch.tensor(list(told["mean"].values()), dtype=torch.float64)
+    base = torch.ones(1, dtype=torch.float64)
+    total = effects.total.mean().reshape(1)  # on either scale 1 + effect is an outcome of a base of 1
+    return Effects(tuple(told["mean"]), base, base + total, base + mean[:, None], None, None, effects.scale,
+                   effects.outcome, {"total": Summary(total), "indirect": Summary(mean)},
+                   {"estimated": told["method"], "tokens": effects.about.get("tokens")})
 
 
 def _part(page: Sheet, effects: Effects, part: Arrangement, kind: str) -> None:
@@ -271,19 +290,26 @@ def _cloud(part: Sheet, effects: Effects, cloud: Arrangement, kind: str) -> None
 
 
 def _name(part: Sheet, effects: Effects, board: Arrangement, kind: str, end: float | None) -> None:
-    part.write(0, 0, shortened(f"{kind.capitalize()} effects: {board.title}", 72 * INNER, BODY, True), size=BODY,
-               weight="bold")
+    part.write(0, 0, shortened(titled(effects, board, kind), 72 * INNER, BODY, True), size=BODY, weight="bold")
     part.write(0, 0.16, scale(effects, kind, end), size=SMALL, color=color.FAINT)
+
+
+def titled(effects: Effects, board: Arrangement, kind: str) -> str:
+    """The heading of a map."""
+    what = f"estimated {kind}" if "estimated" in effects.about else kind
+    return f"{what.capitalize()} effects: {board.title}"
 
 
 def scale(effects: Effects, kind: str, end: float | None) -> str:
     """What colours and dots mean, in words."""
     known = effects.summaries[kind].q is not None
     ends = [] if end is None else ["all zero" if end == 0 else f"red +, blue −, strongest at ±{printed(end, 3)}"]
+    if "estimated" in effects.about:
+        return "; ".join([*ends, f"of all {len(effects.mediators)}, to first order by {effects.about['estimated']}"])
     marks = ["one example, which has no p-value" if not known else
              f"{'dot' if end is not None else 'purple'}: q ≤ {LEVEL:g} (Benjamini–Hochberg)"]
     return "; ".join([*ends, *marks])
 
 
-__all__ = ["LEVEL", "columns", "examples", "found", "grid", "heading", "interval", "layers", "main", "maps",
-           "mediation", "rounded", "scale", "subheading"]
+__all__ = ["LEVEL", "columns", "drawn", "examples", "found", "grid", "heading", "interval", "layers", "main", "maps",
+           "mediation", "rounded", "scale", "subheading", "titled"]
