@@ -20,10 +20,13 @@ from torch import Tensor, nn
 import relprop
 from relprop import division
 from relprop.circuit import Task, contextual
+from relprop.circuit.run import outcomes
 from relprop.decompose import Run, Source, sources
 from relprop.decompose.place import Place
 from relprop.intervene import Mean, Resample, Zero
+from relprop.mediation import Margin, Mass
 from relprop.ops import share
+from relprop.result import Circuit
 from relprop.subject import Subject
 from relprop.target import Contrast, Token
 from relprop.trace import Tap, attention_patterns
@@ -486,3 +489,77 @@ def test_every_score_of_discovery_under_the_published_eps():
     for number, found in enumerate(search.rounds()):
         expected = one.output(f"iter{number}_scores")
         close(grid(found.scores, expected), expected, 1e-6)
+
+
+# -- circuits found, put to the test by ablation -----------------------------------------------------------------------
+
+def of_rows(one, ids, reference, right, wrong, ends, groups=None):
+    """A task of logit(right) - logit(wrong) in each row, heads replaced by means over reference inputs of its group."""
+    metric = [Contrast(Token(int(a), int(end)), Token(int(b), int(end)))
+              for a, b, end in zip(one.input(right), one.input(wrong), one.input(ends))]
+    task = Task("ioi", {"input_ids": one.input(ids)}, {"input_ids": one.input(reference)}, metric, groups=groups)
+    return task.prepared(Subject.from_module(one.model, task="text-generation"))
+
+
+@pytest.mark.slow
+def test_the_discovered_circuit_and_what_pruning_leaves():
+    one = case("ioi_discovery")
+    prepared = of_rows(one, "test_ids", "test_abc_ids", "test_io", "test_s", "test_end")
+    nodes = list(prepared.nodes("heads at positions"))
+    named = lambda picked: [address(node) for node in picked.reshape(-1, 3).tolist()]
+    kept = [nodes, [], named(one.output("selected")), named(one.input("random_circuit"))]
+    found = outcomes(prepared, kept, among=nodes, ablation="mean by position")
+    close(found, one.output("eval_logit_diff"))
+    start = Circuit.of(dict.fromkeys(nodes), level="heads at positions", kept=named(one.input("prune_start")),
+                       about={"ablation": "mean by position"})
+    left = contextual.pruned(prepared.subject, prepared, start)
+    assert sorted(left) == sorted(named(one.output("prune_kept")))
+    scores = outcomes(prepared, [list(start), list(left)], among=nodes, ablation="mean by position").mean(1)
+    close(scores, one.output("prune_scores"))
+
+
+def test_faithfulness_of_heads_in_order():
+    one = case("ioi_discovery")
+    groups = one.input("fe_group").tolist()
+    prepared = of_rows(one, "fe_ids", "fe_abc_ids", "fe_io", "fe_s", "fe_end", groups)
+    nodes = list(prepared.nodes("heads"))
+    order = [f"L{layer}.attn.H{head}" for layer, head in one.input("head_order").tolist()]
+    found = outcomes(prepared, [order[:count] for count in (*range(1, 145, 13), 144, 0)], among=nodes,
+                     ablation="mean by position").mean(1)
+    full, empty = found[-2:]
+    close(torch.stack([full, empty]), one.output("faithfulness_clean_null"))
+    expected = one.output("faithfulness_curve")[[*range(0, 144, 13), 143]]
+    close((found[:-1] - empty) / (full - empty), expected)
+
+
+def kept_best(prepared, ranked, ablation):
+    """The metric of the whole model, of nothing, and of the first 3, the first 6 and the last 6 heads."""
+    nodes = list(prepared.nodes("heads"))
+    names = [f"L{layer}.attn.H{head}" for layer, head in ranked]
+    kept = [nodes, [], names[:3], names[:6], names[-6:]]
+    return outcomes(prepared, kept, among=nodes, ablation=ablation)
+
+
+def test_circuits_of_greater_than():
+    one = case("greater_than")
+    good, years = one.input("good_mask").bool(), one.input("year_ids")
+    metric = Mass([years[row].tolist() for row in good], [years[~row].tolist() for row in good])
+    inputs = {"input_ids": one.input("input_ids")}
+    other = {"input_ids": one.input("input_ids").roll(1, 0)}  # of which nothing is asked
+    prepared = Task("greater-than", inputs, other, metric, reference=inputs).prepared(
+        Subject.from_module(one.model, task="text-generation"))
+    found = kept_best(prepared, one.output("ranked_heads").tolist(), "mean by position")
+    close(found.mean(1), one.output("circuit_eval")[:, 0])
+
+
+def test_circuits_of_docstring():
+    one = case("docstring")
+    inputs = {name: {"input_ids": one.input(f"{name}_ids")[:6]} for name in ("input", "corrupt")}
+    ids, expected = inputs["input"]["input_ids"], one.output("circuit_last_logits")
+    right, wrong = ids[:, one.input("answer_pos")], ids[:, one.input("wrong_pos")]
+    prepared = Task("docstring", inputs["input"], inputs["corrupt"], Margin(right.tolist(), wrong.tolist())).prepared(
+        Subject.from_module(one.model, task="text-generation"))
+    found = kept_best(prepared, one.output("ranked_heads").tolist(), "resample")[:4]
+    # of the original's logits: its scores read the wrong names of the first row for all rows
+    margins = expected.gather(2, right.expand(4, -1, -1)) - expected.gather(2, wrong.expand(4, -1, -1))
+    close(found, margins.amin(2))

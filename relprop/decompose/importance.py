@@ -37,7 +37,8 @@ def cdt(subject: Subject, batch: Batch, targets: Targets, *, rules: str | Divisi
     Args: level: the layer whose input is split; below it the model runs as it is. skip: tokens (or patches) that are
         taken together, side by side; their part is divided evenly. contrast: False: the target alone. chunk: units x
         rows carried at once.
-    Raises: IndependentOutput where nothing is relevant; ValueError for a level that is not there, or where the stream has other positions than the input has units.
+    Raises: IndependentOutput where nothing is relevant; ValueError for a level that is not there, or where the stream
+        has other positions than the input has units.
     """
     rules, asked = division.get(rules), Asked(targets, batch)
     if skip < 1:

@@ -120,7 +120,8 @@ def split_move(call: Split, *args: Any, **kwargs: Any) -> Any:
     if name in _EXTREME:
         return difference(call, *args, **kwargs)
     if name in _ORDER:
-        return _ordered(call, args[0], kwargs.get("dim", args[2] if name == "topk" and len(args) > 2 else -1))
+        place = 2 if name == "topk" else 1
+        return _ordered(call, args[0], kwargs.get("dim", args[place] if len(args) > place else -1))
     return refilled(args, kwargs, call.rel, call.func)
 
 
