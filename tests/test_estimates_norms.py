@@ -15,8 +15,8 @@ from torch.testing import assert_close
 import relprop
 from relprop.approximation import agreement, estimates, finite
 from relprop.approximation.norms import Norm, Passage, first_order, stations
-from relprop.approximation.run import taps_of
-from relprop.intervene import Resample, intervened, parts
+from relprop.approximation.place import places
+from relprop.intervene import Resample, Site, intervened, parts
 from relprop.mediation import Difference, LogOdds, Ratio, effects
 from relprop.ops import norm
 from relprop.relevance import propagate
@@ -121,7 +121,7 @@ def found_in(name):
     model = FAMILIES[name].model()
     args, kwargs = FAMILIES[name].inputs(rows=1)
     known = parts(model, args, kwargs)
-    taps = taps_of(known, ["L*.attn.H*", "L*.mlp.N*"])
+    taps = list({one.tap for text in ("L*.attn.H*", "L*.mlp.N*") for one in places(known, Site.parse(text))})
     return known, stations(model, args, kwargs, taps, finite())
 
 

@@ -61,9 +61,9 @@ from ..still import settled
 from ..subject import Subject
 from ..target import Contrast, Prediction, Probability, Target
 from .agreement import Agreement, Estimates, agreement
-from .norms import NO_STATIONS, stations
+from .norms import Stations, stations
 from .place import Place
-from .run import Query, Run, taps_of
+from .run import Query, Run
 
 METHODS = ("attribution", "relevance", "integrated-gradients")
 ALONG = ("inputs", "mediators")
@@ -96,13 +96,13 @@ def estimates(subject: Subject | nn.Module, base: object, counterfactual: object
     """Estimated indirect effect of every mediator that `at` means, on a target.
 
     Cost: a forward pass on the counterfactual, a forward and a backward on the base, and of one row one for the
-    anatomy. Integrated gradients take a forward on the base and `steps` times forward and backward, along mediators
-    that for each tap.
+    anatomy; under `finite` one more of one row, and two products with the weights that each part writes by. Integrated
+    gradients take a forward on the base and `steps` times forward and backward, along mediators that for each tap.
 
     Args: base, counterfactual: inputs of as many rows, as `Subject.prepare` takes them; a counterfactual of None puts
             zeros. outcome: a target, as `explain` takes it; the prediction is that of the base.
         at: sites or patterns of sites: "L*.attn.H*", "L*.mlp.N*@-1", "L3", "embed", "L*.attn.H*.pattern", "L*.mlp[*]".
-        method: of `METHODS`. composite: rules of the relevance; RelP's where it is not given. steps: points of
+        method: of `METHODS`. composite: rules of the relevance; `finite` where it is not given. steps: points of
             integrated gradients, Gauss-Legendre, or the points themselves, from 0 (base) to 1, of equal weight.
         along: "inputs", one way for all mediators, or "mediators", each from its own value to its other one, all else
             as on the base: then a sum over the entries and positions of a tap is the exact effect of all of it.
@@ -145,13 +145,14 @@ def estimated(model: nn.Module, queries: Sequence[Query], outcome: Outcome | Non
         first = queries[0].base.take([0])
         if known is None:
             known = parts(model, first.args, first.kwargs)
-        norms = stations(model, first.args, first.kwargs, taps_of(known, wanted), rules) if method == "relevance" \
-            else NO_STATIONS
+        norms: Stations | None = None
         for index in torch.arange(queries[0].base.rows).split(max(1, batch_size)):
             places = Places.of(model, _of_rows(spans, index))
             run = Run(model, known, [query.take(index) for query in queries], outcome or (lambda answers: answers[0]),
-                      wanted, positions=places, moved=integrated and along == "inputs", stations=norms)
-            slopes = {"attribution": run.gradients, "relevance": partial(run.relevances, rules),
+                      wanted, positions=places, moved=integrated and along == "inputs")
+            if method == "relevance" and norms is None:
+                norms = stations(model, first.args, first.kwargs, run.taps, rules)
+            slopes = {"attribution": run.gradients, "relevance": partial(run.relevances, rules, norms),
                       "integrated-gradients": partial(run.integrated, *points)}[method]()
             found.append((run.scored(slopes, prompt_only), *run.outcomes()))
     return Estimates(method, *(torch.cat(parts) for parts in zip(*found)), run.places)

@@ -63,12 +63,12 @@ class Run:
 
     def __init__(self, model: nn.Module, known: Anatomy, queries: list[Query],
                  outcome: Callable[[Sequence[Tensor]], Tensor], wanted: list[str | Site], *, positions: Places,
-                 moved: bool = False, stations: Stations = NO_STATIONS) -> None:
+                 moved: bool = False) -> None:
         self.model, self.known, self.queries, self.outcome = model, known, queries, outcome
         self.rows = queries[0].base.rows
         self.open = [one for site in map(Site.parse, wanted) for one in places(known, site)]
-        self.taps = taps_of(known, wanted)
-        self.positions, self.moved, self.stations = positions, moved, stations
+        self.taps = list(dict.fromkeys(place.tap for place in self.open))
+        self.positions, self.moved, self.stations = positions, moved, NO_STATIONS
         self.layouts: list[dict[Tap, Layout | None]] = [{} for _ in queries]
         self.shapes: list[dict[Tap, torch.Size]] = [{} for _ in queries]
         self.now: list[dict[Tap, Tensor]] = [{} for _ in queries]
@@ -98,8 +98,9 @@ class Run:
             self._keep(which, now)
         return self._back(found)
 
-    def relevances(self, composite: Composite) -> Slopes:
-        """Relevance per unit on the base, to first order; at the stations what there is of it is kept for `scored`."""
+    def relevances(self, composite: Composite, stations: Stations = NO_STATIONS) -> Slopes:
+        """Relevance per unit on the base, to first order; what passes the stations is kept for `scored`."""
+        self.stations = stations
         weights, composite = self._weights(), first_order(composite)
         return [self._relevance(which, weight, composite) for which, weight in enumerate(weights)]
 
@@ -323,11 +324,6 @@ class Run:
     def _prompt(self, which: int, length: int) -> Tensor:
         prompt = self.queries[which].prompt
         return self.queries[which].base.real(length) if prompt is None or prompt.shape[1] != length else prompt
-
-
-def taps_of(known: Anatomy, wanted: Sequence[str | Site]) -> list[Tap]:
-    """Where the mediators are that sites mean, each once."""
-    return list(dict.fromkeys(one.tap for site in map(Site.parse, wanted) for one in places(known, site)))
 
 
 class _Weighed:

@@ -74,7 +74,7 @@ def effects(subject: str | Subject | nn.Module | tuple, base: object, counterfac
             signs of whole groups.
         prompt_only: of outcomes that continue the prompt, mediators change at the prompt's positions alone (of
             patterns: rows and columns), as Vig et al. do with causal models.
-        estimate: rank the mediators by this first-order estimate of their indirect effects, one of
+        estimate: rank the mediators by this estimate of their indirect effects, one of
             `relprop.approximation.METHODS`, and return the exact effects of the `verify` first (20 where it is not
             given). `about["estimate"]` has the estimate of every mediator, and how well it ranks: correlations and
             recall over the first and as many of the rest, drawn at random and recomputed too.
