@@ -1,6 +1,8 @@
 """A circuit run alone: against the forward pass written out by hand, in every family, with every ablation."""
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 import transformers
@@ -80,6 +82,21 @@ def test_a_sum_of_streams_is_what_the_model_makes_of_the_parts(name):
         found = piece.run(cut)
         piece.streams = Chain(pieces.wired, piece.stage, ablated(task, pieces.wired.taps, "resample"))
         torch.testing.assert_close(piece.run(cut), found, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "rounds"), [("gpt2", 1), ("gpt-neox", 1), ("llama", 2), ("torchvision-vit", 1)])
+def test_a_heads_entries_alone_are_what_all_are(monkeypatch, name, rounds):
+    """Of linear maps that make queries, keys and values; heads that share some take turns."""
+    task, module = prepared(name), import_module("relprop.circuit.piece")
+    with ready(task.model):
+        pieces = Pieces(task)
+        cut = drawn(pieces)
+        monkeypatch.setattr(module, "MANY", 10 ** 9)
+        found = pieces.run(cut)
+        monkeypatch.setattr(module, "MANY", 0)
+        monkeypatch.setattr(Piece, "_operands", None)  # is not called
+        torch.testing.assert_close(pieces.run(cut), found, rtol=0, atol=1e-12)
+        assert [len(made.rounds) for made in pieces.projections[0]] == [rounds] * 2
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt-neox", "bert"])

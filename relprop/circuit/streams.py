@@ -45,7 +45,7 @@ class Streams:
 
 class Sum(Streams):
     """Streams as sums. `total` is that of a run, (C, R, P, D), `more[i]` what sources of tap i would add more if they
-    were ablated, (n, C, R, P, D).
+    were ablated, (C, n, R, P, D).
     """
 
     def __init__(self, wired: Wiring, stage: Stage, gone: Values, found: Maps, *, zero: bool) -> None:
@@ -79,22 +79,23 @@ class Sum(Streams):
         self.total = self.stage.there(blocks[-1].after if last else blocks[layer].before)[None]
         before = self.before(layer)
         self.alike = True
-        self.more = [(gone - own)[:, None] for gone, own in zip(self.gone[:before], self.own)]
+        self.more = [(gone - own)[None] for gone, own in zip(self.gone[:before], self.own)]
 
     def streams(self, circuits: Tensor, cut: Tensor, total: Tensor | None = None) -> Tensor:
         """(N, R, P, D); `total`: of what is read, None: of all that has run."""
-        found = self._picked(self.total if total is None else total, circuits).clone()
-        cut = cut.to(found.dtype)
+        whole = self._picked(self.total if total is None else total, circuits)
+        found = whole.clone(memory_format=torch.contiguous_format)
+        cut = cut.to(found)
+        owners, counts = circuits.unique_consecutive(return_counts=True)
+        ends = counts.cumsum(0).tolist()
         for span, more in zip(self.spans, self.more):
-            chosen = cut[:, span]
-            if more is None or not chosen.any():
+            if more is None or not cut[:, span].any():
                 continue
-            if more.shape[1] == 1:
-                found += _weighted(chosen, more[:, 0])
+            if len(more) == 1:
+                _add(found, cut[:, span], more[0])
                 continue
-            for circuit in circuits.unique().tolist():
-                mine = circuits == circuit
-                found[mine] += _weighted(chosen[mine], more[:, circuit])
+            for owner, start, end in zip(owners.tolist(), [0, *ends], ends):
+                _add(found[start:end], cut[start:end, span], more[owner])
         return found
 
     @staticmethod
@@ -113,13 +114,13 @@ class Sum(Streams):
         added = self.maps.added(layer, z)  # (H, C, R, P, D)
         self.entered = self.total
         self.total = self.total + added.sum(0) + self.maps.biases[layer]
-        self.more.append(self.gone[len(self.more)][:, None] - added if needed else None)
+        self.more.append((self.gone[len(self.more)] - added.transpose(0, 1)).contiguous() if needed else None)
 
     def run_mlp(self, layer: int, circuits: Tensor, cut: Tensor, *, needed: bool, alive: bool) -> None:
         """The MLP of a layer runs on streams of its own; if nothing reads it, it is not `alive` and adds nothing."""
         added = self._mlp(layer, circuits, cut) if alive else torch.zeros_like(self.total)
         self.total = self.total + added
-        self.more.append(self.gone[len(self.more)][:, None] - added[None] if needed else None)
+        self.more.append(self.gone[len(self.more)] - added[:, None] if needed else None)
 
     def _mlp(self, layer: int, circuits: Tensor, cut: Tensor) -> Tensor:
         block = self.wired.blocks[layer]
@@ -173,11 +174,12 @@ class Chain(Streams):
         self.now.append(passed(self.stage, len(circuits), groups, start=self.wired.embed, keep=[mlp])[mlp])
 
 
-def _weighted(weights: Tensor, values: Tensor) -> Tensor:
-    """Sums of values (n, R, P, D) by weights (N, n), or (N, n, R, P) by row and position: (N, R, P, D)."""
+def _add(streams: Tensor, weights: Tensor, values: Tensor) -> None:
+    """Adds sums of values (n, R, P, D), by weights (N, n) or (N, n, R, P), to streams (N, R, P, D)."""
     if weights.dim() == 2:
-        return (weights.to(values.device) @ values.flatten(1)).view(len(weights), *values.shape[1:])
-    return torch.einsum("nsrp,srpd->nrpd", weights.to(values.device), values)
+        streams.view(len(streams), -1).addmm_(weights, values.flatten(1))
+    else:
+        streams += torch.einsum("nsrp,srpd->nrpd", weights, values)
 
 
 def start_of(streams: Streams, layer: int) -> Tap:

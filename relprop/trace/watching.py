@@ -15,11 +15,12 @@ from .operands import Reading
 
 @dataclass(frozen=True, eq=False)
 class Called:
-    """A linear map as it was called, and what it gave."""
+    """A linear map as it was called, what it gave, and the tap of what it read."""
 
     func: Callable[..., Any]
     args: tuple
     output: Tensor | None = None
+    tap: Tap | None = None
 
     @property
     def input(self) -> Tensor:
@@ -35,9 +36,17 @@ class Called:
             return tensors[1].detach().T
         if getattr(self.func, "__name__", "") == "addmm" and len(tensors) == 3:  # a bias first, then x, then W
             return tensors[2].detach()
-        if len(tensors) == 2 and tensors[1].dim() == 2 and isinstance(tensors[1], nn.Parameter):
+        if len(tensors) == 2 and _written_out(*tensors):
             return tensors[1].detach()  # x @ W
         return None
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Its b, beside a `weight` that is told; None where there is none."""
+        tensors = [a for a in self.args if isinstance(a, Tensor)]
+        if len(tensors) < 3:
+            return None
+        return tensors[0 if getattr(self.func, "__name__", "") == "addmm" else 2].detach()
 
 
 class Watching(Reading):
@@ -60,15 +69,23 @@ class Watching(Reading):
         if kind not in ("linear", "matmul"):
             return super().__torch_function__(func, types, args, kwargs)
         self.made = Called(func, (*args, *(kwargs or {}).values()))
+        path, nth = self.path[-1], self._counts.get((self.path[-1], kind, "called"), 0)
+        self._counts[path, kind, "called"] = nth + 1
         output = super().__torch_function__(func, types, args, kwargs)
-        if kind == "linear" and isinstance(output, Tensor) and output.requires_grad:
-            self._since.append(Called(func, (*args, *(kwargs or {}).values()), output))
+        mapped = kind == "linear" or len(args) == 2 and _written_out(*args)
+        if mapped and isinstance(output, Tensor) and output.requires_grad:
+            self._since.append(Called(func, (*args, *(kwargs or {}).values()), output, Tap(path, kind, "input", nth)))
         return output
 
     def _next(self) -> Tap:
         tap = super()._next()
         self.before[tap], self._since = self._since, []
         return tap
+
+
+def _written_out(x: Any, W: Any) -> bool:
+    """Whether a product is a linear map: of x with a matrix that nothing of the input reaches."""
+    return isinstance(x, Tensor) and isinstance(W, Tensor) and W.dim() == 2 and not W.requires_grad and W is not x
 
 
 __all__ = ["Called", "Watching"]
