@@ -193,9 +193,11 @@ def test_true_edges_of_compiled_programs(shared, name, method):
 SLOPES = {"eap": eap, "relp": relp, "eap-ig": partial(eap_ig, steps=2), "gim": gim, "clean-corrupted": clean_corrupted,
           "activations": partial(eap_ig, along="activations", steps=2)}
 FEW = {("gpt2", name) for name in SLOPES} | {("llama-eager", "gim"), ("gpt-neox", "eap"), ("gemma2", "relp"),
-                                             ("bert", "eap"), ("bert", "activations"), ("timm-vit", "relp")}
-EVERY = [pytest.param(name, method, marks=() if (name, method) in FEW else pytest.mark.slow) for name in FAMILIES
-         for method in SLOPES if not name.startswith(("deberta", "timm-cait"))]
+                                             ("bert", "eap"), ("bert", "activations"), ("timm-vit", "relp"),
+                                             ("falcon", "eap")}
+EVERY = [pytest.param(name, method, marks=() if (name, method) in FEW else pytest.mark.slow)
+         for name in (*FAMILIES, "gpt-j", "falcon", "gpt-bigcode", "albert") for method in SLOPES
+         if not name.startswith(("deberta", "timm-cait"))]
 
 
 def worded(family, dtype):
@@ -215,7 +217,7 @@ def sums(edges):
 @parametrize("name, method", EVERY)
 def test_a_node_is_the_sum_of_its_edges(name, method):
     """Two codes: nodes are scored where they are, edges where they end."""
-    task, method = prepared(name), SLOPES[method]
+    task, method = prepared(name) if name in FAMILIES else worded(MORE[name], torch.float64), SLOPES[method]
     edges = sums(method(task, level="edges").edges)
     nodes = method(task, level=ALL).nodes
     assert edges.keys() == nodes.keys()
@@ -266,7 +268,7 @@ def test_the_way_of_activations_adds_up_to_their_effect(name):
         near([sum(found[str(spot.site)] for spot in group)], [float(effect)], 1e-3)
 
 
-@parametrize("name", ["llama", "llama-eager", "gpt-neox", "gpt-bigcode"])
+@parametrize("name", ["llama", "llama-eager", "gpt-neox", "gpt-bigcode", "falcon"])
 def test_every_way_to_slopes_gives_the_same(name):
     """Through linear maps, in rounds where heads share keys, or back from each head by itself; and part by part."""
     task = prepared(name) if name in FAMILIES else worded(MORE[name], torch.float64)
@@ -372,6 +374,12 @@ def test_a_model_with_ways_of_its_own_is_refused():
     assert len(eap(task.prepared(Subject.from_module(Attentions().double()))).edges) == 9 + 9 * 4 + 7
     with pytest.raises(ValueError, match="what passes along edges is not all that passes"):
         eap(task.prepared(Subject.from_module(Shortcut().double())))
+
+
+def test_experts_are_one_part():
+    task = worded(MORE["mixtral"], torch.float32)
+    edges, nodes = sums(eap(task).edges), atp(task, level=ALL).nodes
+    near([edges[node] for node in nodes], list(nodes.values()), 1e-4)
 
 
 def test_a_model_in_half_precision_is_scored():

@@ -39,7 +39,7 @@ class Gate(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, closed: list[bool]) -> Tensor:
         ctx.closed = closed
-        return x.clone()  # no view: the model may add the stream to it in place
+        return x.clone()  # a view made in here could not be updated in place
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None]:
@@ -105,7 +105,9 @@ def recorded(task: Prepared, wired: Wiring, composite: Composite | None = None, 
         output = task.model(*batch.args, **batch.kwargs)
         with torch._C.DisableTorchFunction():
             found.outcome = task.value(output, side=side)
-    found.calls = [watching[0].before[block.pattern] for block in wired.blocks]
+        found.calls = [watching[0].before[block.pattern] for block in wired.blocks]
+        for call in (*found.writes.values(), *(call for many in found.calls for call in many)):
+            _ = call.weight  # told now: once parameters are trained again, a product with one is no linear map
     return found
 
 
@@ -135,7 +137,7 @@ def _changes(found: Record, wired: Wiring, watching: list[Watching], moved: Call
 
     def added(tap: Tap, value: Tensor) -> Tensor:
         found.added[tap] = Gate.apply(value, found.closed)
-        return found.added[tap]
+        return found.added[tap].clone()  # the model may add to it in place
 
     def worked(tap: Tap, value: Tensor) -> Tensor:
         found.values[tap] = value.detach()
@@ -159,7 +161,7 @@ def _begun(found: Record, tap: Tap, moved: Callable[[Tap, Tensor], Tensor], valu
     """The embedding, from which autograd starts."""
     found.values[tap] = value.detach()
     found.added[tap] = moved(tap, value) + torch.zeros_like(value, requires_grad=True)
-    return found.added[tap]
+    return found.added[tap].clone()
 
 
 def _into(kept: dict[Tap, Tensor], tap: Tap, value: Tensor) -> None:

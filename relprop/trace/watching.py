@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class Called:
         return next(a for a in self.args if isinstance(a, Tensor) and a.is_floating_point()
                     and not isinstance(a, nn.Parameter))
 
-    @property
+    @cached_property
     def weight(self) -> Tensor | None:
         """Its matrix W of y = x W + b, (entries read, entries given); None where that cannot be told."""
         tensors = [a for a in self.args if isinstance(a, Tensor)]
