@@ -184,7 +184,7 @@ def _tried(found: Record, segment: Segment) -> Segment:
 
 def _maps(found: Record, wired: Wiring) -> list[Maps | None]:
     """How what the heads of each layer read is made, where it is by linear maps alone: that is tried."""
-    made = [_entries(reads, calls, block.count)
+    made = [entries_of(reads, calls, block.count)
             for reads, calls, block in zip(found.reads, found.calls, wired.blocks)]
     reads = [[mine[name] for name in INPUTS] for mine in found.reads]
     ends = [record.ends(found, layer, of) for layer, of in enumerate(made)]
@@ -198,7 +198,7 @@ def _maps(found: Record, wired: Wiring) -> list[Maps | None]:
     return kept
 
 
-def _entries(reads: Mapping[str, Tensor], calls: Sequence[object], H: int) -> Maps | None:
+def entries_of(reads: Mapping[str, Tensor], calls: Sequence[object], H: int) -> Maps | None:
     """Which entries of what linear maps gave each head depends on; None where heads have different numbers of them, or
     a map is of no plain matrix.
     """
@@ -291,4 +291,4 @@ def _check_sums(made: Plan, found: Record) -> None:
                              "missing), so that the model has ways that the graph does not; take a level of nodes")
 
 
-__all__ = ["Plan", "Segment", "plan"]
+__all__ = ["Plan", "Segment", "entries_of", "plan"]

@@ -17,7 +17,7 @@ from ..numerics import tolerance
 from ..trace import Tap
 from ..trace.layout import Layout
 from ..trace.watching import Called
-from .plan import _entries
+from .plan import entries_of
 from .record import recorded
 from .task import Prepared
 from .wiring import Wiring
@@ -77,7 +77,7 @@ def projections(task: Prepared, wired: Wiring) -> tuple[list[Projection | None],
 
 def _projection(reads: Mapping[str, Tensor], calls: Sequence[Called], H: int) -> Projection | None:
     """The maps among these calls, if every entry that they give is of some head, once for each of q, k and v."""
-    entries = _entries(reads, calls, H)
+    entries = entries_of(reads, calls, H)
     if entries is None:
         return None
     numbers = sorted({number for _, number in entries.entries})
