@@ -1,6 +1,7 @@
 """Sweeps that are written as they go: stopped, resumed and shared, with nothing lost or counted twice."""
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from dataclasses import replace
@@ -274,6 +275,28 @@ def test_controlled_effects_and_estimates_are_written_too(tmp_path):
     found = sweep(out=tmp_path / "b", **options)
     assert_close(found.indirect, sweep(**options).indirect, **CLOSE)
     assert sum(counted(tmp_path / "b").values()) == 3 * 10  # the first five, and as many drawn
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("kind", SWEEPS)
+def test_progress_comes_to_its_end(tmp_path, monkeypatch, kind, written):
+    """Also where a part, or all, is there already."""
+    import tqdm.auto
+
+    bars = []
+
+    class Bar(tqdm.auto.tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options, file=io.StringIO())
+            bars.append(self)
+
+    monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
+    options = dict(out=tmp_path / "out") if written else {}
+    SWEEPS[kind](show_progress=True, **options)
+    assert len(bars) == 1 and bars[0].n == bars[0].total > 0
+    if written:
+        SWEEPS[kind](show_progress=True, **options)
+        assert bars[1].n == bars[1].total
 
 
 SHORTAGES = [torch.OutOfMemoryError("no more"), MemoryError(),
