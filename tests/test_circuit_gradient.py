@@ -1,6 +1,7 @@
 """Scores by gradients: equal to the original codes, to a slow way, and to exact patching where that is first order."""
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import cache, partial
 
@@ -238,8 +239,10 @@ def test_edges_are_the_first_order_of_exact_patching(name):
     """Of a corruption that is next to nothing; of words, by embeddings that are next to each other."""
     task = prepared(name)
     if name == "gpt2":
-        table = task.model.get_input_embeddings().weight.data
+        whole = copy.deepcopy(task.model)
+        table = whole.get_input_embeddings().weight.data
         table.copy_(table[5] + 1e-5 * (table - table[5]))
+        task = task.task.prepared(Subject.from_module(whole))
     else:
         clean = task.task.clean
         task = replace(task.task, corrupted=clean + 1e-5 * (task.task.corrupted - clean)).prepared(task.subject)
