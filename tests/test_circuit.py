@@ -149,6 +149,13 @@ def test_scores_of_a_method_with_their_provenance(model):
     assert [one.training for one in model.modules()] == modes
 
 
+def test_edges_and_levels_of_a_methods_own(model):
+    found = circuit(model, _task(), "random", level="edges")
+    assert ("embed", "L0.attn.H0.q") in found and ("L1.mlp", "logits") in found and found.level == "edges"
+    assert len(found) == 2 * 3 + 3 + 2 * 3 * 4 + 6 + 7  # q, k, v of each head of both layers, MLPs, logits
+    assert circuit(model, _task(), "random").level == "heads" and circuit(model, _task(), "acdc").level == "edges"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_where_the_table_says(method):
     assert callable(METHODS[method].run()) and METHODS[method].levels and METHODS[method].ablations

@@ -59,7 +59,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "cdt": Method("contextual:cdt"),
-    "random": Method("chance:random"),
+    "random": Method("chance:random", BOTH),
     "exact": Method("exact:exact", BOTH),
     "acdc": Method("acdc:acdc", ("edges",)),
     "atp": Method("gradient:atp", measures=True),
@@ -75,8 +75,9 @@ METHODS: dict[str, Method] = {
 
 
 def circuit(subject: str | Subject | nn.Module | tuple, task: Task | Pairs | str | Prepared, method: str = "cdt", *,
-            level: str | Sequence[str] = "heads", ablation: str = "resample", options: Mapping[str, Any] | None = None,
-            batch_size: int | None = None, seed: int = 0, show_progress: bool = False) -> Circuit:
+            level: str | Sequence[str] | None = None, ablation: str = "resample",
+            options: Mapping[str, Any] | None = None, batch_size: int | None = None, seed: int = 0,
+            show_progress: bool = False) -> Circuit:
     """The score of every node or edge of a model on a task: a circuit of all, to be narrowed by `top` or `threshold`.
 
     Args:
@@ -84,7 +85,8 @@ def circuit(subject: str | Subject | nn.Module | tuple, task: Task | Pairs | str
         task: clean and corrupted inputs with a metric; of `Pairs`, the base is clean; or a name, as `Task.named` takes.
         method: a name of `METHODS`.
         level: what is scored: "heads", "mlps", "heads and mlps", "neurons", each with " at positions" behind it or not
-            (those that the task names, else each), "edges"; or a list of addresses and patterns.
+            (those that the task names, else each), "edges"; or a list of addresses and patterns; None: "heads", or what
+            the method scores.
         ablation: what is put in the place of a clean value, of `ABLATIONS`.
         options: of the method, by name, such as {"steps": 5}.
         batch_size: rows run at once; None: as the method has room. seed: of what is drawn.
@@ -94,6 +96,7 @@ def circuit(subject: str | Subject | nn.Module | tuple, task: Task | Pairs | str
         option, or inputs that are no pairs, as of `Task.prepared`; Undefined for a metric that is equal on both.
     """
     row, run, given = _method(method, level, ablation, options or {})
+    level = row.levels[0] if level is None else level
     prepared = posed(subject, task, seed=seed)
     if not row.measures:
         changes(prepared)
@@ -103,7 +106,7 @@ def circuit(subject: str | Subject | nn.Module | tuple, task: Task | Pairs | str
     with settled(prepared.model):
         found = run(prepared, level=level, ablation=ablation, **given,
                     **{name: value for name, value in shared.items() if name in known})
-    if row.measures and not abs(found.total or 0) > 0:
+    if row.measures and _tiny(found.total or 0.0, [found.about.get("clean", 0.0)], prepared):
         changes(prepared)
     about = {"ablation": ablation, "options": dict(given), "seed": seed, "seconds": time.perf_counter() - began,
              **provenance(prepared), **found.about}
@@ -118,12 +121,16 @@ def changes(prepared: Prepared) -> tuple[Tensor, Tensor]:
     Raises: Undefined where it is equal on both in each row, so that nothing could have an effect.
     """
     clean, corrupted = prepared.measured
-    scale = max(float(clean.abs().max()), float(corrupted.abs().max()))
-    if not float((clean - corrupted).abs().max()) > 1e-3 * tolerance(prepared.subject.dtype) * scale:
+    if _tiny(float((clean - corrupted).abs().max()), [*clean.tolist(), *corrupted.tolist()], prepared):
         raise Undefined(f"{prepared.outcome.name(prepared.subject)} is {float(clean.mean()):.4g} on the clean inputs "
                         f"of task {prepared.task.name!r} and the same on the corrupted ones, so that nothing can have "
                         "an effect on it; corrupt what the answer depends on, or take another metric")
     return clean, corrupted
+
+
+def _tiny(difference: float, values: Sequence[float], prepared: Prepared) -> bool:
+    """Whether values that differ by this are the same but for rounding."""
+    return not abs(difference) > 1e-3 * tolerance(prepared.subject.dtype) * max(map(abs, values))
 
 
 def provenance(prepared: Prepared) -> dict[str, Any]:
@@ -135,7 +142,7 @@ def provenance(prepared: Prepared) -> dict[str, Any]:
             "relprop": version("relprop")}
 
 
-def _method(name: str, level: str | Sequence[str], ablation: str, options: Mapping[str, Any]
+def _method(name: str, level: str | Sequence[str] | None, ablation: str, options: Mapping[str, Any]
             ) -> tuple[Method, Callable[..., Circuit], dict[str, Any]]:
     """The method by name, and its options, checked before anything is run."""
     if name not in METHODS:
