@@ -38,7 +38,8 @@ CLOSE = 1e-9
 """Of the largest entry: the same rules, in float64."""
 LOST = 1e-4
 """Of the largest entry: what the original's lost biases come to, where a share's denominator is near its eps."""
-GPT2 = ["gpt2_sources_raw", "gpt2_sources_raw_3l", "gpt2_sources_proc", "gpt2_sources_eps1e-5"]
+GPT2 = ["gpt2_sources_raw", *(pytest.param(f"gpt2_sources_{which}", marks=pytest.mark.slow)
+                              for which in ("raw_3l", "proc", "eps1e-5"))]
 BASIC = ["bert_basic_a", "bert_basic_b_pad_relu"]
 
 

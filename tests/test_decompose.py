@@ -14,6 +14,7 @@ from relprop import division
 from relprop.decompose import Run, Source, decompose, sources
 from relprop.errors import UnruledOp
 from relprop.intervene import Resample, Zero, intervened
+from relprop.ops import norm, share
 from relprop.trace import live
 
 F64 = torch.float64
@@ -28,8 +29,20 @@ BESIDE = {"timm-cait"}
 """Whose last layers bring in a class token beside the stream."""
 PADDED_ZERO = {"deberta-v2", "deberta-v3"}
 """Whose padding is exactly zero, so that biases there are shared out between nothing and nothing."""
-families = pytest.mark.parametrize("name", FAMILIES)
-rules = pytest.mark.parametrize("how", division.NAMES)
+FEW = {"gpt2", "bert", "llama", "timm-vit"}
+"""Families that are tried under every set of rules in a run of all tests; the others under the published ones."""
+OFTEN = {"bloom", "timm-swin", "gemma2", "deberta-v2", "timm-beit", "t5-encoder-gated", "torch-encoder", *FEW}
+"""Families for the slower tests."""
+
+
+def _try(name, how, often):
+    return pytest.param(name, how, marks=() if often else pytest.mark.slow)
+
+
+everything = pytest.mark.parametrize("name, how", [
+    _try(name, how, how == "cdt" or name in FEW) for name in FAMILIES for how in division.NAMES])
+by_rows = pytest.mark.parametrize("name, how", [
+    _try(name, how, how == "cdt" and name in OFTEN) for name in FAMILIES for how in ("cdt", "cdt-held")])
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of transformers and timm, on tiny configs
 
 
@@ -53,8 +66,7 @@ def inside(run, *patterns):
 
 # -- all and nothing ---------------------------------------------------------------------------------------------------
 
-@rules
-@families
+@everything
 def test_the_whole_stream_is_all_relevant(name, how):
     if name in BESIDE:
         pytest.skip("a class token is brought in beside the stream")
@@ -69,8 +81,7 @@ def test_the_whole_stream_is_all_relevant(name, how):
         assert rest.abs().max() <= close * part.total.abs().max(), where
 
 
-@rules
-@families
+@everything
 def test_nothing_is_nothing_and_the_total_is_the_models_own(name, how):
     run, family = ready(name, how), FAMILIES[name]
     (place,) = sources(run.placing, "L0.in")[0].places
@@ -84,8 +95,7 @@ def test_nothing_is_nothing_and_the_total_is_the_models_own(name, how):
     assert (found.total - plain).abs().max() <= EXACT * plain.abs().max()  # torch's own attention is run in its parts
 
 
-@pytest.mark.parametrize("how", ["cdt", "cdt-held"])
-@families
+@by_rows
 def test_rows_stand_alone_and_sources_too(name, how):
     run, family = ready(name, how), FAMILIES[name]
     written = ["L0.attn.H1", "L1.attn.H0", "L1.mlp.N3", "L0"]
@@ -149,6 +159,27 @@ def test_the_model_is_given_back():
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
 
 
+ABLATED = division.get("difference").but("ablation", rules={"norm": norm.by_difference}, share=share.aside)
+"""Every op by what its output loses, norms too, and no constant relevant: irrel is the run with the source ablated."""
+HELD = {"deberta-v2", "deberta-v3"}
+"""Which divide by a scale that is held."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
+                                  for name in FAMILIES if name not in HELD])
+def test_all_by_difference_is_exact_ablation(name):
+    run, family = Run(model(name, F64), *FAMILIES[name].inputs(F64), ABLATED), FAMILIES[name]
+    written = ["L0.attn.H1", "L1.attn.H0", "L0.mlp.N4", "L1.mlp"]
+    found = run.of(sources(run.placing, written), family.value)
+    with torch.no_grad():
+        for source, rel in zip(written, found.rel, strict=True):
+            with intervened(run.model, {source: Zero()}):
+                taken = found.total - family.value(run.model(*run.args, **run.kwargs))
+            assert taken.abs().max() > 0
+            close = INSIDE if name in INSIDE32 else 1e-11
+            assert (rel - taken).abs().max() <= close * found.total.abs().max(), source
+
+
 # -- the public function -----------------------------------------------------------------------------------------------
 
 class Linear(nn.Module):
@@ -170,7 +201,7 @@ def test_linear_parts_are_what_ablation_takes(seed):
     network = Linear().double().eval()
     network.layers[0].norm1, network.layers[0].norm2 = nn.Identity(), nn.Identity()
     x = torch.randn(2, 5, 8, dtype=F64)
-    how = division.get("cdt-held").but("linear", normalized={}, share=relprop.ops.share.aside)
+    how = division.get("cdt-held").but("linear", normalized={}, share=share.aside)
     found = decompose(network, x, ["L0.attn.H0", "L0.attn.H1@2", "L0.mlp.N4"], target=1, rules=how)
     with torch.no_grad():
         plain = network(x)[:, 1]
@@ -185,7 +216,7 @@ def test_what_a_resampled_source_makes_up(seed):
     network = Linear().double().eval()
     network.layers[0].norm1, network.layers[0].norm2 = nn.Identity(), nn.Identity()
     x, y = torch.randn(2, 2, 5, 8, dtype=F64)
-    how = division.get("cdt-held").but("linear", normalized={}, share=relprop.ops.share.aside)
+    how = division.get("cdt-held").but("linear", normalized={}, share=share.aside)
     found = decompose(network, x, "L0.attn.H*", target=0, rules=how, ablation="resample", reference=y)
     mean = decompose(network, x, "L0.attn.H*", target=0, rules=how, ablation="mean", reference=y)
     with torch.no_grad():
