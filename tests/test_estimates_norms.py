@@ -20,6 +20,8 @@ from relprop.intervene import Resample, Site, intervened, parts
 from relprop.mediation import Difference, LogOdds, Ratio, effects
 from relprop.ops import norm
 from relprop.relevance import propagate
+from relprop.trace import Tap
+from relprop.trace.stream import readings
 
 D = 6
 
@@ -135,6 +137,34 @@ def test_the_norms_that_read_a_write(name, counts):
     assert [len(one.taps) for one in found.found] == counts
     layer = known.layers[0]
     assert len(found.of(layer.attention)) == (1 if set(counts) == {1} else len(counts))
+
+
+class Followed(nn.Module):
+    """What is written by `down` is added to a stream in some way, which `norm` reads."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.down, self.norm, self.drop, self.way = nn.Linear(4, D), nn.LayerNorm(D), nn.Dropout(), way
+
+    def forward(self, x):
+        stream = x @ torch.ones(4, D)
+        return self.norm(self.way(self, stream, self.drop(self.down(x))))
+
+
+@pytest.mark.parametrize("way, read", [
+    (lambda model, stream, made: stream + made, True), (lambda model, stream, made: made.add_(stream), True),
+    (lambda model, stream, made: stream.add_(made.flatten(0, 1).view_as(stream)), True),
+    (lambda model, stream, made: (stream + made.to(torch.float64)).float().contiguous(), True),
+    (lambda model, stream, made: torch.add(stream, made, alpha=2), False),
+    (lambda model, stream, made: stream - made, False), (lambda model, stream, made: stream + 0.5 * made, False),
+    (lambda model, stream, made: stream + made.mul_(0.5), False),
+    (lambda model, stream, made: stream + made[:, :1], False),
+    (lambda model, stream, made: stream + made.relu(), False), (lambda model, stream, made: stream, False)])
+def test_a_write_is_followed_along_sums(way, read, seed):
+    model, tap = Followed(way).eval(), Tap("down", "linear", "input")
+    found, weights = readings(model, (torch.randn(2, 3, 4),), {}, [tap])
+    assert [one.path for one in found if tap in one.writes and one.path != "drop"] == ["norm"] * read
+    assert torch.equal(weights[tap], model.down.weight.T)
 
 
 def last_norm(name):
