@@ -152,6 +152,7 @@ def test_sufficiency_and_necessity_of_a_good_and_a_bad_circuit(model, task, best
     others = [best.keep(set(best.scores) - one) for one in random_circuits(best, 60, size=4)]
     left = faithfulness(model, task, [best.complement, *others]).share
     assert hurts.statistic == float((left[1:] > left[0]).double().mean())
+    assert hurts.low <= hurts.statistic <= hurts.high
     assert hurts.statistic > needless.statistic and hurts.passed() and not needless.passed()
 
 

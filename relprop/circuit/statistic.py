@@ -231,10 +231,14 @@ def partial_necessity(subject: Model, task: Asked, circuit: Circuit, *, count: i
     others = random_circuits(circuit, count, size=size, paths=paths, seed=seed)
     kept = [turned.kept, *(frozenset(items) - one for one in others)]
     found, full, empty = run(posed(subject, task, seed=seed), kept, items, ablation, batch_size)
-    share = (found - empty).mean(1) / (full - empty).mean()
-    hurt = int((share[1:] > share[0]).sum())
+    left = found - empty if float((full - empty).mean()) > 0 else empty - found  # what a knock-out leaves of the task
+    hurt = int((left[1:].mean(1) > left[0].mean()).sum())
+    low = high = None
+    if len(full) > 1:
+        again = left @ redrawn(len(full), RESAMPLES, seed=seed).T
+        low, high = torch.quantile((again[1:] > again[:1]).double().mean(0), ENDS).tolist()
     return Verdict("partial necessity", f"knocking out at most {quantile:g} of random circuits of {size} items hurts "
-                   "less", hurt / count, binomial_p(hurt, count, quantile, "greater"), False)
+                   "less", hurt / count, binomial_p(hurt, count, quantile, "greater"), False, low, high)
 
 
 def binomial_p(k: int, n: int, q: float, alternative: str) -> float:
