@@ -234,6 +234,14 @@ def test_so_it_is_under_every_ablation(ablation):
     assert abs(nodes["L0.attn.H0"] - atp(task, level=ALL).nodes["L0.attn.H0"]) > 1e-6
 
 
+@parametrize("ablation", ["resample", "zero", "mean by position"])
+def test_embeddings_of_patches_move_along_the_way(ablation):
+    task = prepared("timm-vit")
+    edges = sums(eap_ig(task, ablation=ablation, steps=2).edges)
+    nodes = eap_ig(task, level=ALL, ablation=ablation, steps=2).nodes
+    near([edges[node] for node in nodes], list(nodes.values()), 1e-9)
+
+
 @parametrize("name", ["timm-vit", "hf-dinov2", "torch-encoder", "gpt2"])
 def test_edges_are_the_first_order_of_exact_patching(name):
     """Of a corruption that is next to nothing; of words, by embeddings that are next to each other."""

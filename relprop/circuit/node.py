@@ -16,6 +16,7 @@ from ..approximation.place import Place, places
 from ..approximation.run import Query, Run, Slopes
 from ..composite import Composite
 from ..intervene import Site, parts
+from ..tokens import Batch
 from ..trace import Tap, intercepted
 from .ablated import Values, ablated
 from .record import graphed
@@ -51,6 +52,13 @@ class Estimation(Run):
         if self.gone is None:
             return super()._change(which, tap)
         return self.gone[tap] - self.now[which][tap]
+
+    def _moved(self, which: int, point: float, taps: list[Tap]) -> tuple[dict[Tap, Tensor], Batch | None]:
+        """Along the inputs it is the embedding that moves, of patches as well, as it does for edges."""
+        embed = self.known.embed
+        if not self.moved or embed is None:
+            return super()._moved(which, point, taps)
+        return {embed: self._as_the_model_has_it(which, embed, point * self._change(which, embed))}, None
 
 
 Estimate = Callable[[Callable[..., Estimation]], tuple[Estimation, Slopes]]
