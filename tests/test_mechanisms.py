@@ -70,7 +70,7 @@ def test_induction_is_loaded(shared):
 def test_induction_heads_are_necessary(shared):
     """Mean ablation, position by position, with the accuracies that are known of this model."""
     model, found = induction(shared)
-    tokens, others = found["tokens"][:300].long(), found["tokens"][600:1200].long()
+    tokens, others = found["tokens"][:200].long(), found["tokens"][600:1000].long()
 
     @torch.no_grad()
     def right():
@@ -164,7 +164,7 @@ def test_both_heads_sort(shared):
     def right():
         return (subject.model(input_ids=some).logits[:, 10:-1].argmax(-1) == some[:, 11:]).double().mean(1)
 
-    lost = losses(right, subject.model, ["L0.attn.H0", "L0.attn.H1"], put=Mean({"input_ids": tokens[400:1400]}))
+    lost = losses(right, subject.model, ["L0.attn.H0", "L0.attn.H1"], put=Mean({"input_ids": tokens[400:700]}))
     assert float(right().mean()) > 0.995
     assert 0.1 < lost["L0.attn.H0"][1] and lost["L0.attn.H0"][2] < 0.3 and lost["L0.attn.H1"][1] > 0.75
 
@@ -212,7 +212,7 @@ def test_two_heads_tell_palindromes(shared):
         return (subject.model(**whole(tokens[:600])).logits.argmax(-1) == labels).double()
 
     heads = [f"L{layer}.attn.H{head}" for layer in (0, 1) for head in (0, 1)]
-    lost = losses(right, subject.model, heads, put=Mean(whole(tokens[1000:3000]), per_position=True))
+    lost = losses(right, subject.model, heads, put=Mean(whole(tokens[1000:1600]), per_position=True))
     assert float(right().mean()) > 0.99
     for head in heads:
         assert (lost[head][1] > 0.4) if head in CHECKS else (lost[head][2] < 0.05), head
