@@ -415,6 +415,8 @@ def test_saved_and_opened(tmp_path, suffix):
     assert len(table) == 1 + 3 * 4 and (table["q"] >= table["p"] - 1e-12).all()
     assert "(ratio, 3 examples)" in found.summary()
     assert "3 examples in 2 groups" in effects(model("gpt2"), base, other, Ratio(5, 6), groups=[1, 2, 1]).summary()
+    for groups in (torch.tensor([1, 2, 1]), numpy.array([1, 2, 1])):
+        assert effects(model("gpt2"), base, other, Ratio(5, 6), groups=groups, kind="total").about["groups"] == 2
     assert found.top(1)[0] == found.mediators[found.indirect.mean(1).abs().argmax()]
     with pytest.raises(ValueError, match="cannot write"):
         found.save(tmp_path / "found.xlsx")

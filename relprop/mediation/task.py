@@ -106,14 +106,21 @@ def task(subject: str | Subject | nn.Module | tuple, base: object, counterfactua
     check_pair(base, counterfactual, aligned=given.align is not None)
     lists = None if given.align is None else lists_of(given.align, base, counterfactual)
     asked, rows = outcome_of(given.outcome), _kept(keep, base.rows)
-    if given.groups is not None and len(given.groups) != base.rows:
-        raise ValueError(f"{len(given.groups)} groups for {base.rows} pairs; give one for each, None for a pair that "
-                         "is in none")
-    grouped = None if given.groups is None else tuple(given.groups[row] for row in rows.tolist())
+    grouped = _grouped(given.groups, base.rows, rows)
     with ready(subject.model):
         pairs = asked.pairs(subject, base, counterfactual)
     return Task(subject, base, counterfactual, asked, pairs, rows, given.spans, prompt_only, batch_size, lists, grouped,
                 given.data, given.words)
+
+
+def _grouped(groups: Sequence[object] | None, count: int, rows: Tensor) -> tuple[object, ...] | None:
+    """The groups of the pairs that count, as plain labels."""
+    if groups is None:
+        return None
+    labels = groups.tolist() if hasattr(groups, "tolist") else list(groups)  # entries of a tensor are no labels
+    if len(labels) != count:
+        raise ValueError(f"{len(labels)} groups for {count} pairs; give one for each, None for a pair that is in none")
+    return tuple(labels[row] for row in rows.tolist())
 
 
 def _kept(keep: Tensor | None, count: int) -> Tensor:
