@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .. import division
 from ..address import INPUTS, Address
 from ..data import Pairs
-from ..decompose import CHUNK, Run, Source
+from ..decompose import Run, Source
 from ..division import Division
 from ..intervene import Intervention, Resample, Zero
 from ..intervene.inputs import arguments
@@ -77,7 +77,7 @@ def cdt(prepared: Prepared, *, level: Level = "heads", ablation: str = "mean by 
     Raises: ValueError for an unknown choice, or a level without nodes.
     """
     search = Search(prepared, level, ablation, division.get(rules), keep, score, normalize, _several(through), metric,
-                    CHUNK if batch_size is None else batch_size)
+                    batch_size)
     with ready(prepared.model):
         found = search.rounds(rounds) if discover else [search.first()]
     kept = [name for one in found for name in one.kept] if discover else None
@@ -94,7 +94,7 @@ class Search:
 
     def __init__(self, prepared: Prepared, level: Level, ablation: str, rules: Division, keep: int = 2,
                  score: str = "dot", normalize: str | None = "magnitude", through: Sequence[str] = ("output",),
-                 metric: str = "relevant", chunk: int = CHUNK) -> None:
+                 metric: str = "relevant", chunk: int | None = None) -> None:
         _check(keep, score, normalize, through, metric)
         self.prepared, self.rules, self.keep, self.score = prepared, rules, keep, score
         self.normalize, self.through, self.metric, self.ablation = normalize, tuple(through), metric, ablation

@@ -33,10 +33,10 @@ from ..target import Targets
 from ..tokens import Batch
 from .importance import METHODS
 from .place import Place, Placing
-from .run import CHUNK, Found, Run
+from .run import Found, Run
 from .source import KINDS, Source, sources
 
-__all__ = ["CHUNK", "KINDS", "METHODS", "Decomposition", "Found", "Part", "Place", "Placing", "Run", "Source",
+__all__ = ["KINDS", "METHODS", "Decomposition", "Found", "Part", "Place", "Placing", "Run", "Source",
            "decompose", "intervention", "sources"]
 
 ABLATIONS = ("zero", "mean", "resample")
@@ -47,7 +47,7 @@ Written = str | Address | Sequence[Any] | Mapping[str, Any]
 def decompose(subject: str | Subject | nn.Module | tuple, inputs: object, source: Written, *, target: object = None,
               at: str | Sequence[str] = (), ablation: str | Intervention = "zero", reference: object = None,
               rules: str | Division = "cdt", spans: Spans | None = None, unruled: str = "error",
-              chunk: int = CHUNK) -> Decomposition:
+              chunk: int | None = None) -> Decomposition:
     """How much of a target, and of values inside the model, each source makes up: total = rel + irrel.
 
     Args:
@@ -61,15 +61,15 @@ def decompose(subject: str | Subject | nn.Module | tuple, inputs: object, source
         reference: inputs, as many rows as these, or one, for "resample".
         rules: "cdt" (the published rule for GPT-2), "cdt-held" (for BERT), "difference", "shapley", or a `Division`.
         spans: positions by name. unruled: "difference" splits an op without a rule by what its output loses. chunk:
-            sources x rows that are carried at once.
+            sources x rows that are carried at once; None: as there is room for.
     Returns: a `Decomposition`; rel + irrel is the model's own total, whatever the rules.
     Raises: ValueError or TypeError for what cannot be asked; UnruledOp for an op that is not in the table.
     """
     rules = division.get(rules)
     if unruled not in ("error", "difference"):
         raise ValueError(f"unruled must be 'error' or 'difference', got {unruled!r}")
-    if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1:
-        raise ValueError(f"chunk must be a whole number of at least 1, got {chunk!r}")
+    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+        raise ValueError(f"chunk must be a whole number of at least 1, or None, got {chunk!r}")
     subject = subject if isinstance(subject, Subject) else load(subject)
     batch = subject.prepare(inputs)
     one = intervention(ablation, None if reference is None else subject.prepare(reference))

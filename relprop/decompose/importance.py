@@ -21,12 +21,12 @@ from ..still import settled
 from ..subject import Subject
 from ..target import Class, Contrast, Reading, Targets, Token
 from ..tokens import Batch
-from .run import CHUNK, Run
+from .run import Run
 from .source import Source, patches, pictured, split_input
 
 
 def cdt(subject: Subject, batch: Batch, targets: Targets, *, rules: str | Division = "cdt-held", level: int = 0,
-        skip: int = 1, contrast: bool = True, chunk: int = CHUNK) -> Relevance:
+        skip: int = 1, contrast: bool = True, chunk: int | None = None) -> Relevance:
     """rel_label - rel_competitor of each token or patch by itself (Hsu et al. 2024, their code for BERT).
 
     The source is the stream before layer `level` at the unit's positions, zero the rest. Of a class or a token, the
@@ -36,7 +36,7 @@ def cdt(subject: Subject, batch: Batch, targets: Targets, *, rules: str | Divisi
 
     Args: level: the layer whose input is split; below it the model runs as it is. skip: tokens (or patches) that are
         taken together, side by side; their part is divided evenly. contrast: False: the target alone. chunk: units x
-        rows carried at once.
+        rows carried at once; None: as there is room for.
     Raises: IndependentOutput where nothing is relevant; ValueError for a level that is not there, or where the stream
         has other positions than the input has units.
     """

@@ -24,8 +24,9 @@ from ..trace.shadow import Mark, Shadow, shadowed
 from .place import Place, Placing
 from .source import Source
 
-CHUNK = 64
-"""Rows of relevant parts that are carried at once: sources x rows of the batch."""
+ENTRIES, LEAST, MOST = 1 << 24, 64, 256
+"""Of the widest value of a layer so many entries are carried at once, but at least so many rows (sources x rows of the
+batch), and at most so many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class Run:
     """One batch of a model, ready to be decomposed.
 
     Args: ablation: what is irrelevant at a source is what this would put there: nothing (zero), a mean, another run's
-        value. chunk: sources x rows carried at once.
+        value. chunk: sources x rows carried at once; None: as there is room for, see `ENTRIES`.
     """
 
     model: nn.Module
@@ -53,7 +54,7 @@ class Run:
     ablation: Intervention = field(default_factory=Zero)
     spans: Spans | None = None
     unruled: str = "error"
-    chunk: int = CHUNK
+    chunk: int | None = None
     known: Anatomy | None = None
     forwards: int = 0
 
@@ -103,7 +104,7 @@ class Run:
         return -1, repr(tap)
 
     def _parts(self, sources: Sequence[Source], order: list[int]) -> list[list[int]]:
-        size = 1 if not self.division.whole else max(1, self.chunk // self.placing.rows)
+        size = 1 if not self.division.whole else max(1, self.room // self.placing.rows)
         found: list[list[int]] = []
         for i in order:
             if found and len(found[-1]) < size and sources[found[-1][0]].taps == sources[i].taps:
@@ -111,6 +112,15 @@ class Run:
             else:
                 found.append([i])
         return found
+
+    @property
+    def room(self) -> int:
+        """Sources x rows that are carried at once."""
+        if self.chunk is not None:
+            return self.chunk
+        inside = [self.model.get_submodule(layer.path) for layer in self.known.layers]
+        widest = max((max(p.shape) for layer in inside for p in layer.parameters() if p.dim() == 2), default=1)
+        return min(MOST, max(LEAST, ENTRIES // (widest * self.placing.length)))
 
     def _chunk(self, sources: list[Source], value: Callable[[Any], Tensor] | None, looks: dict[str, Place]) -> Found:
         found: dict[str, Part] = {}

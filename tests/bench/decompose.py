@@ -31,7 +31,7 @@ def seconds(run):
     return time.process_time() - start
 
 
-def main(layers: int, chunk: int, skip: int) -> None:
+def main(layers: int, chunk: int | None, skip: int) -> None:
     """Prints the cost of a sweep and of a target round."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -72,6 +72,6 @@ def main(layers: int, chunk: int, skip: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--chunk", type=int, default=64)
+    parser.add_argument("--chunk", type=int, default=64, help="sources that are carried at once")
     parser.add_argument("--skip", type=int, default=1, help="measure each so many-th batch")
     main(**vars(parser.parse_args()))
