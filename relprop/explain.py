@@ -30,7 +30,7 @@ from .load import load
 from .lrp import by_composite
 from .positions import NONE
 from .positions import check as check_positions
-from .result import Circuit, Curve, Ledger, Relevance, archive, circuit, read
+from .result import Circuit, Curve, Faithfulness, Ledger, Relevance, archive, circuit, faithfulness, read
 from .still import settled
 from .subject import Subject
 from .target import Targets
@@ -301,14 +301,15 @@ def compared(modality: str) -> list[str]:
     return [composite.default(modality), "rollout", "integrated-gradients"]
 
 
-def open(path: str | PathLike) -> Explanation | list[Explanation] | Circuit:
+def open(path: str | PathLike) -> Explanation | list[Explanation] | Circuit | Faithfulness:
     """A result that was saved as .json or .safetensors, without its model; of a comparison, the list of its results; or
-    a circuit.
+    a circuit, or what is faithful of circuits.
 
     Raises: ValueError for a file that is not ours or of another version; FileNotFoundError if there is none.
     """
-    if archive.kind(path) == circuit.KIND:
-        return Circuit.open(path)
+    kind = {circuit.KIND: Circuit, faithfulness.KIND: Faithfulness}.get(archive.kind(path))
+    if kind is not None:
+        return kind.open(path)
     found = [_lifted(result) for result in read(path)]
     return found[0] if len(found) == 1 else found
 

@@ -106,7 +106,8 @@ def test_intervals_hold_the_value_and_shrink_with_more_inputs(model, task, heads
 
 def test_comes_back_from_a_file(model, task, heads, tmp_path):
     measured = curve(model, task, heads, fractions=[0.5, 1.0])
-    back = Faithfulness.open(measured.save(tmp_path / "a.json"))
+    back = relprop.open(measured.save(tmp_path / "a.json"))
+    assert isinstance(back, Faithfulness)
     assert back.to_dict() == measured.to_dict() and back.cpr == measured.cpr and "share" in back.frame()
     assert measured.save(tmp_path / "a.csv").read_text().count("\n") == 3 and "faithfulness" in measured.summary()
 

@@ -18,7 +18,7 @@ from .number import amount
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_KIND = "faithfulness"
+KIND = "faithfulness"
 _TENSORS = ("outcome", "full", "empty", "kept", "low", "high")
 
 
@@ -129,7 +129,7 @@ class Faithfulness:
 
     def to_dict(self) -> dict:
         """JSON-able; `from_dict` is the way back."""
-        return archive.plain(archive.sealed(_KIND, {**vars(self), "names": list(self.names)}))
+        return archive.plain(archive.sealed(KIND, {**vars(self), "names": list(self.names)}))
 
     def save(self, path: str | PathLike) -> Path:
         """Writes everything to .json, or the table to .csv. Raises: ValueError for another suffix."""
@@ -150,7 +150,7 @@ class Faithfulness:
     @classmethod
     def from_dict(cls, data: Mapping) -> Self:
         """What `to_dict` wrote. Raises: ValueError for what is none."""
-        archive.check(data, _KIND)
+        archive.check(data, KIND)
         try:
             tensors = {name: None if data[name] is None else archive.tensor(data, name)
                        for name in (*_TENSORS, "fractions")}
