@@ -28,6 +28,10 @@ def pronouns(tokenizer: object, count: int = 100, *, seed: int = 0, sentences: S
 
     Args: sentences: templates with the slot name.
     Raises: ValueError for a tokenizer that reads fewer than two names of women or men as one token each.
+
+    >>> from relprop.load import load
+    >>> [one.answers for one in pronouns(load("tasks-gpt2").tokenizer, 2).pairs]
+    [(' she',), (' he',)]
     """
     groups = [singles(names, tokenizer, least=2, what=f"names of {who}") for names, who in
               ((FEMALE, "women"), (MALE, "men"))]

@@ -42,6 +42,11 @@ def ioi(tokenizer: object, count: int = 100, *, seed: int = 0, corruption: str =
         sentences: templates with the slots a, b, place, giver and thing.
     Raises: ValueError for an unknown corruption or order, and for a tokenizer that reads fewer than five names as one
         token each.
+
+    >>> from relprop.load import load
+    >>> one = ioi(load("tasks-gpt2").tokenizer, 1).pairs[0]
+    >>> one.answers == (f" {one.facts['IO']}",), one.base.count(one.facts["S"]), one.facts["S"] in one.counterfactual
+    (True, 2, False)
     """
     if corruption not in CORRUPTIONS or not orders or not set(orders) <= set(ORDERS):
         raise ValueError(f"corruption is one of {', '.join(CORRUPTIONS)} and orders are of {', '.join(ORDERS)}, not "

@@ -21,6 +21,11 @@ def induction(tokenizer: object, count: int = 100, *, seed: int = 0, length: int
 
     Args: tokenizer: or the number of tokens of a model without one, whose ids are then drawn. length: of the list.
     Raises: ValueError for a list that is too short, or a tokenizer that reads too few of our words as one token each.
+
+    >>> one = induction(50, 1, length=4).pairs[0]
+    >>> (a, b), end = (one.spans[name][0][0] for name in ("A1", "B1")), one.spans["end"][0][0]
+    >>> one.base[a] == one.base[end], one.answers == ((one.base[b],),)
+    (True, True)
     """
     if length < 3:
         raise ValueError(f"a list of {length} cannot be gone on with; give a length of at least 3")

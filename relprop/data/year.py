@@ -27,6 +27,11 @@ def greater_than(tokenizer: object, count: int = 100, *, seed: int = 0, sentence
 
     Args: sentence: a template with the slots noun, century (twice, its second time at the end) and year.
     Raises: ValueError for a tokenizer that does not read the last two digits of a year as one token, with how it does.
+
+    >>> from relprop.load import load
+    >>> one = greater_than(load("tasks-gpt2").tokenizer, 1).pairs[0]
+    >>> one.said("YY") == (one.facts["year"], "01"), len(one.answers) == 99 - int(one.facts["year"])
+    (True, True)
     """
     tokens = _tokens(tokenizer)
     centuries = [century for century in CENTURIES if _split(tokenizer, century, EARLIEST) is not None]
