@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import RelpropError
+from .circuit import circuit
 from .given import by_row, listed, loaded, own_device, read, subject_of, watched
 from .mediation import mediate
 from .option import (
@@ -213,6 +214,7 @@ def benchmark(
 
 
 app.command()(mediate)
+app.command()(circuit)
 
 
 @app.command()

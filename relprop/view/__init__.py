@@ -10,6 +10,8 @@ from .page import fragment, page
 from .pattern import patterns
 from .save import SUFFIXES, save
 from .sparsity import selection, sparsity
+from .studied import studied
+from .wiring import wired
 
 __all__ = ["SUFFIXES", "account", "beside", "figure", "forest", "fragment", "grid", "image", "mediation", "page",
-           "patterns", "report", "save", "selection", "series", "sparsity", "text"]
+           "patterns", "report", "save", "selection", "series", "sparsity", "studied", "text", "wired"]

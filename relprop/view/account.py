@@ -48,7 +48,7 @@ def account(effects: Effects) -> str:
         title=heading(effects), under=subheading(effects), kind=kind, kinds=kinds, level=LEVEL,
         lines=[_line(effects, name, kinds, kind) for name in names], count=len(effects.mediators),
         boards=[_board(of, part, kind) for of, part in parts if part.shape == "board"],
-        pictures=_pictures(effects, kind), heads=_heads(effects), said=pattern.scale(),
+        pictures=_pictures(effects, kind), heads=_heads(effects), said=pattern.scale(), sides={},
         clouds=[_cloud(of, part, kind) for of, part in parts if part.shape == "cloud"],
         bars=bars.pages(effects) if kinds else None, examples=_examples(effects), facts=_facts(effects))
 
