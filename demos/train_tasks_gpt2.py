@@ -115,8 +115,10 @@ def shrink_heads(model: GPT2LMHeadModel, by: float) -> float:
         output = block.attn.c_proj.weight.unflatten(0, (config.n_head, -1))  # (H, K, D)
         size = (value.square().sum((0, 2)) + output.square().sum((1, 2))).sqrt()  # (H,)
         kept = (1 - by / size.clamp(min=1e-9)).clamp(min=0)
-        value *= kept[:, None]  # both are views of the weights
+        value *= kept[:, None]  # these are views of the weights
         output *= kept[:, None, None]
+        bias = block.attn.c_attn.bias[-config.n_embd:].unflatten(0, (config.n_head, -1))  # (H, K)
+        bias *= kept[:, None]  # or the head comes back
         total += (size * kept).sum().item()
     return total
 
@@ -226,7 +228,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("relprop/zoo/tasks-gpt2"))
     parser.add_argument("--checkpoint", type=Path, help="file to go on from, if it is there, and to write to")
     parser.add_argument("--start", type=Path, help="folder of an earlier model of the same shape, to start from")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=128, help="sentences")
     parser.add_argument("--every", type=int, default=250, help="steps between figures, weights and checkpoints")
     parser.add_argument("--layers", type=int, default=4)

@@ -106,6 +106,23 @@ def test_the_other_giver_turns_it_around(subject):
     assert (total(subject, pairs, of=(list(wrong), list(right))) > 5).all()
 
 
+def test_a_third_of_the_heads_does_indirect_objects(subject):
+    """The logit difference stays where all other heads are as of three other names, and goes where all heads are."""
+    kept = {"L0.attn.H3", "L0.attn.H5", "L1.attn.H0", "L1.attn.H1", "L1.attn.H7", "L2.attn.H7", "L3.attn.H2",
+            "L3.attn.H4", "L3.attn.H5", "L3.attn.H6"}  # whose loss costs most, on other pairs
+    heads = [f"L{layer}.attn.H{head}" for layer in range(4) for head in range(8)]
+    pairs = data.indirect_objects(200, seed=SEED + 2)
+    wrong, right = zip(*(pair.continuations for pair in pairs.pairs), strict=True)
+    found = relprop.effects(subject, pairs.bases, pairs.counterfactuals, LogOdds(list(right), list(wrong)),
+                            at={"others": [head for head in heads if head not in kept], "all": heads}, kind="indirect",
+                            resamples=10)
+    whole = after(subject, pairs.bases)
+    rows = torch.arange(len(pairs))
+    odds = whole[rows, ids(subject, right)] - whole[rows, ids(subject, wrong)]
+    others, every = (1 + found.indirect.mean(1) / odds.mean()).tolist()
+    assert len(kept) <= len(heads) / 3 and others >= 0.95 and every < 0.1
+
+
 def test_year_spans(subject):
     pairs = data.year_spans(300, seed=SEED)
     p = after(subject, pairs.bases).exp()[:, ids(subject, tasks.YEARS)]  # (B, 100)
