@@ -141,6 +141,21 @@ def test_values_have_gradients_and_rows_of_their_own(subject):
     torch.testing.assert_close(part.measured[1], posed(subject, one, metric=KL()).measured[1][[3, 1]])
 
 
+@pytest.mark.parametrize("name", ["ioi", "docstring", "pronouns", "induction"])
+def test_masked_models_are_asked_at_their_mask(name):
+    tokenizer = _tokenizer(PIECES, _words())
+    tokenizer.add_special_tokens({"mask_token": "[MASK]", "pad_token": "[PAD]"})
+    torch.manual_seed(0)
+    config = transformers.BertConfig(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, intermediate_size=8,
+                                     vocab_size=len(tokenizer), max_position_embeddings=128)
+    subject = relprop.load(transformers.BertForMaskedLM(config).eval().double(), tokenizer)
+    one = Task.named(subject, name, count=4).prepared(subject)
+    for row, tokens in enumerate(one.clean.units.tokens):
+        assert [tokens[at] for at in one.task.spans["end"][row]] == ["[MASK]"]
+    assert (one.measured[0] != one.measured[1]).all()
+    assert len(one.nodes("heads at positions")) == 2 * len(one.positions())
+
+
 def test_positions_of_tasks_become_nodes(subject):
     one = Task.named(subject, "ioi", count=4).prepared(subject)
     nodes = one.nodes("heads at positions")

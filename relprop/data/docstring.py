@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from .pair import Pair, Pairs, drawn, ending, singles
+from .pair import Pair, Pairs, asking, drawn, ending, singles
 from .template import filled
 
 WORDS = tuple("""
@@ -52,5 +52,6 @@ def docstring(tokenizer: object, count: int = 100, *, seed: int = 0) -> Pairs:
 
 def _side(values: dict[str, str], tokenizer: object) -> tuple[str, dict]:
     text, spans = filled(SENTENCE, values)
+    text = asking(text, tokenizer)
     named = {f"{name}_def": spans[name] for name in "ABC"}
     return text, {**named, "A_doc": spans["A_doc"], "B_doc": spans["B_doc"], "end": ending(text, tokenizer)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from .pair import Pair, Pairs, drawn, ending, singles
+from .pair import Pair, Pairs, asking, drawn, ending, singles
 from .template import filled
 
 FEMALE = tuple("Mary Anna Lucy Jane Alice Emma Laura Sarah Julia Helen Ruth Grace Joan Linda Karen Nancy Kate".split())
@@ -50,4 +50,5 @@ def pronouns(tokenizer: object, count: int = 100, *, seed: int = 0, sentences: S
 
 def _side(text: str, name: str, tokenizer: object) -> tuple[str, dict]:
     made, spans = filled(text, {"name": name})
+    made = asking(made, tokenizer)
     return made, {"name": spans["name"], "end": ending(made, tokenizer)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from .pair import Pair, Pairs, drawn, ending, singles
+from .pair import Pair, Pairs, asking, drawn, ending, singles
 from .template import filled
 
 NAMES = tuple("""
@@ -73,6 +73,7 @@ def ioi(tokenizer: object, count: int = 100, *, seed: int = 0, corruption: str =
 
 def _side(text: str, values: dict[str, str], order: str, tokenizer: object) -> tuple[str, dict]:
     made, spans = filled(text, values)
+    made = asking(made, tokenizer)
     receiver, giver = ("a", "b") if order == "abba" else ("b", "a")
     after = spans[giver][0][1]
     behind = after + len(made[after:]) - len(made[after:].lstrip())

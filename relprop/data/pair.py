@@ -196,6 +196,16 @@ def drawn(make: Callable[[int], Pair], count: int, tokenizer: object, names: Seq
                      f"{tokenizer.convert_ids_to_tokens(ids(one.base, tokenizer))}")
 
 
+def asking(text: str, tokenizer: object) -> str:
+    """The text as a model is asked to go on with it: as it is, or of a tokenizer with a mask token, that behind it.
+
+    >>> asking("Mary gave a drink to", None)
+    'Mary gave a drink to'
+    """
+    mask = getattr(tokenizer, "mask_token", None)
+    return f"{text} {mask}." if mask else text
+
+
 def ending(text: str, tokenizer: object) -> Ranges:
     """Where a model answers that reads this text: at its mask token, or at its last one.
 

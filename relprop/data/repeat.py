@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 
 from .docstring import WORDS
-from .pair import Pair, Pairs, drawn, singles
+from .pair import Pair, Pairs, asking, drawn, ending, singles
 
 BEGINNING = "Words:"
 
@@ -17,7 +17,7 @@ def induction(tokenizer: object, count: int = 100, *, seed: int = 0, length: int
     first A.
 
     The answer is what stands behind the first A, the wrong answer what the other list has there. Spans are "A1", "B1"
-    (what is behind it) and "end" (the second A).
+    (what is behind it) and "end" (where the model answers, at the second A).
 
     Args: tokenizer: or the number of tokens of a model without one, whose ids are then drawn. length: of the list.
     Raises: ValueError for a list that is too short, or a tokenizer that reads too few of our words as one token each.
@@ -40,12 +40,12 @@ def induction(tokenizer: object, count: int = 100, *, seed: int = 0, length: int
         *listed, other = rng.sample(pool, length + 1)
         at = rng.randrange(1, length - 1)
         changed = [*listed[:at + 1], other, *listed[at + 2:]]
-        return (_of_ids if of_ids else _of_words)(listed, changed, at)
+        return _of_ids(listed, changed, at) if of_ids else _of_words(listed, changed, at, tokenizer)
 
     if of_ids:
         pairs = [make(row) for row in range(count)]
     else:
-        pairs = drawn(make, count, tokenizer, ("A1", "B1", "end"), what="lists")
+        pairs = drawn(make, count, tokenizer, ("A1", "B1"), what="lists")
     return Pairs("induction", "tokens" if of_ids else "text", pairs, {"count": count, "seed": seed, "length": length})
 
 
@@ -56,13 +56,14 @@ def _of_ids(listed: list[int], changed: list[int], at: int) -> Pair:
                 wrong=((changed[at + 1],),))
 
 
-def _of_words(listed: list[str], changed: list[str], at: int) -> Pair:
+def _of_words(listed: list[str], changed: list[str], at: int, tokenizer: object) -> Pair:
     sides = []
     for words in (listed, changed):
         text, places = BEGINNING, []
         for word in [*words, *listed[:at + 1]]:
             places.append((len(text) + 1, len(text) + 1 + len(word)))
             text += f" {word}"
-        sides.append((text, {"A1": (places[at],), "B1": (places[at + 1],), "end": (places[-1],)}))
+        text = asking(text, tokenizer)
+        sides.append((text, {"A1": (places[at],), "B1": (places[at + 1],), "end": ending(text, tokenizer)}))
     return Pair(*(side[0] for side in sides), (), *(side[1] for side in sides), answers=(f" {listed[at + 1]}",),
                 wrong=(f" {changed[at + 1]}",))
