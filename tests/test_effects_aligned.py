@@ -100,6 +100,8 @@ def test_an_encoder_is_aligned_and_its_decoder_is_not():
             answers.append(mine.answer(output, torch.arange(3)))
         assert_close(found.indirect_outcome[index], outcome(LogOdds(5, 6)).value(answers), **CLOSE)
     assert found.indirect.abs().amax(1).min() > 1e-9
+    with pytest.raises(ValueError, match="attribution does not estimate effects of aligned inputs in an encoder with"):
+        effects(one, base, other, LogOdds(5, 6), at="L0.mlp", align=LISTS, estimate="attribution")
     with pytest.raises(ValueError, match="encoder and decoder have as many positions"):
         ids = {**base, "decoder_input_ids": torch.zeros(3, 7).long()}
         effects(one, ids, {**base, "input_ids": base["input_ids"].roll(1, 1), "attention_mask":

@@ -83,8 +83,12 @@ def ranking(task: Task, mediators: Mapping[str, list[Spot]], method: str, *, ver
             ) -> Ranking:
     """Every mediator ranked; the estimate of a set is the sum over its places, as to first order it is.
 
-    Raises: Undefined if the estimate is zero everywhere, as of a divergence from the base run, flat there.
+    Raises: Undefined if the estimate is zero everywhere, as of a divergence from the base run, flat there; ValueError
+        for aligned inputs of an encoder with a decoder, whose positions are not all the encoder's.
     """
+    if task.align is not None and "decoder_input_ids" in task.base.kwargs:
+        raise ValueError(f"{method} does not estimate effects of aligned inputs in an encoder with a decoder; take "
+                         "estimate=None, or pairs of as many tokens")
     sites = list(dict.fromkeys(str(spot.site) for spots in mediators.values() for spot in spots))
     found = _halving(len(task.pieces[0]), lambda size: estimated(task.subject.model, queries(task), lambda answers:
         task.outcome.value([one.double() for one in answers]), at=sites, method=method, prompt_only=task.prompt_only,
