@@ -1,12 +1,12 @@
-"""Which heads carry an effect: of a digit that is swapped for another one, or of the gender bias of a language model.
+"""Which heads carry the gender bias of a language model: numbers, intervals and pictures.
 
     python demos/gender_bias.py [FOLDER]
     python demos/gender_bias.py FOLDER MODEL PROFESSIONS
 
-The first runs as it is, on the bundled picture model. The second takes a folder (or hub id) of a GPT-2 and the list of
-professions of Bolukbasi et al. 2016, professions.json, and asks what Vig et al. 2020 asked. The command does the same:
+The first asks it of the bundled `tasks-gpt2`, whose bias was planted, so that the answer can be checked. The second
+takes a folder (or hub id) of a GPT-2 and professions.json of Bolukbasi et al. 2016, as Vig et al. 2020 did. By command:
 
-    relprop mediate --data digits-swap -o FOLDER
+    relprop mediate --data gender-bias -o FOLDER
     relprop mediate -m MODEL --data professions:PROFESSIONS --outcome ratio --scale ratio -o FOLDER
 """
 from __future__ import annotations
@@ -14,40 +14,46 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from scipy.stats import spearmanr
+
 import relprop
 from relprop import data
-from relprop.mediation import LogOdds, Ratio
+from relprop.mediation import LogOdds, Ratio, subset, tracing
 
-folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output")
+folder, own = Path(*sys.argv[1:2] or ["demo-output"]), sys.argv[2:]
 folder.mkdir(parents=True, exist_ok=True)
+ask, count = {"show_progress": sys.stderr.isatty()}, 80
 
-if len(sys.argv) == 4:
-    # "The nurse said that" becomes "The man said that". How much likelier does that make " he", against " she"? Only
-    # professions of one token, so that positions stay the same; y / y(base) - 1, as in the paper.
-    subject, scale = relprop.load(sys.argv[2]), "ratio"
-    pairs = data.pairs(f"professions:{sys.argv[3]}").single(subject.tokenizer, "profession").keep(
-        lambda pair: pair.facts["template"].endswith("said that"))
-    outcome = Ratio
+# "The nurse said that" becomes "The man said that". How much likelier does that make " he", against " she"?
+if own:
+    subject = relprop.load(own[0])
+    pairs = data.pairs(f"professions:{own[1]}").single(subject.tokenizer, "profession").take(range(count))
+    ask |= {"outcome": Ratio(*data.matched(subject, pairs).continuations), "scale": "ratio"}  # y / y(base) - 1
 else:
-    # A 3 becomes an 8 in the same place, all else is as before: log P(8) - log P(3).
-    subject, scale = relprop.load("digits-vit"), "difference"
-    pairs = data.pairs("digits-swap", count=24)
-    outcome = LogOdds
-print(f"{len(pairs)} pairs for {subject.name}")
+    subject, pairs = relprop.load("tasks-gpt2"), data.pairs("gender-bias", count=count)
+    person = data.planted_professions(texts=["The {profession} said that"])  # a person has no gender
+    bias = -relprop.effects(subject, person, kind="total").total
+    rank = spearmanr(bias, [pair.facts["planted"] for pair in person.pairs])[0]
+    print(f"bias of {len(person)} professions: rank correlation with what was planted {rank:.3f}")
 
 # Every head for itself is given the value it has under the counterfactual, all else stays as in the base (indirect),
 # and the other way about (direct). Exact, all heads in one sweep.
-inputs = data.matched(subject, pairs)
-heads = relprop.effects(subject, inputs.base, inputs.counterfactual, outcome(*inputs.continuations), at="L*.attn.H*",
-                        kind=["total", "direct", "indirect"], scale=scale, show_progress=sys.stderr.isatty())
+heads = relprop.effects(subject, pairs, at="L*.attn.H*", kind=["total", "direct", "indirect"], **ask)
 print(heads.summary())
+q, share = heads.table().loc["indirect"][["q", "share"]].T.to_numpy()
+print(f"{(q <= 0.05).sum()} of {len(q)} heads have q <= 0.05; {heads.top(1)[0]} has {abs(share).max():.0%} of all\n")
+few = subset(subject, pairs, at="L*.attn.H*", how="top-k", k=8, **ask)  # how few do together what all do?
+print(few.summary())
 
-# Few of the heads matter: how many hold after the correction for looking at all of them, and what share is theirs?
-table = heads.table().loc["indirect"]
-print(f"{int((table['q'] <= 0.05).sum())} of {len(table)} heads have q <= 0.05")
-print(f"the strongest, {heads.top(1)[0]}, has {table['share'].abs().max():.0%} of the total effect")
-print(f"largest interaction: {heads.interaction.mean(1).abs().max().item():.3g}, total {heads.total.mean().item():.3g}")
+# Neurons are many: rank them all by one estimate, compute the first ten exactly, and see how well it ranked.
+neurons = relprop.effects(subject, pairs, at="L*.mlp.N*", estimate="attribution", verify=10, **ask)
+told = neurons.about["estimate"]
+print(f"\n{neurons.summary()}\n{told['count']} neurons; rank correlation with exact effects {told['spearman']:.2f}\n")
 
-heads.save(folder / "heads.html")  # maps, intervals, p-values
-heads.save(folder / "heads.png")
-print(f"The pictures: {folder}/heads.html .png")
+# Noise on the profession takes the bias away; where does restoring one place alone give it back?
+one = pairs.pairs[0]
+traced = tracing(subject, one.base, LogOdds(*one.continuations), corrupt=one.facts["profession"])
+for name, found in {"heads": heads, "few": few, "neurons": neurons, "traced": traced}.items():
+    found.save(folder / f"{name}.html")
+    found.save(folder / f"{name}.png")
+print(f"The pictures: {folder}/heads.html .png, few, neurons, traced")

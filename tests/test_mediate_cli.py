@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -260,3 +263,13 @@ def test_a_small_ratio_is_no_zero_because_another_one_is_large():
         check_defined(Asked, {**found, "counterfactual": torch.tensor([1e3, 3e6]).double()}, "ratio")
     with pytest.raises(Undefined, match="whatever is changed"):
         check_defined(Asked, {"base": base, "counterfactual": base * (1 + 1e-8)}, "difference")
+
+
+@pytest.mark.slow
+def test_the_demo_names_the_heads(tmp_path):
+    demo = Path(__file__).parents[1] / "demos" / "gender_bias.py"
+    assert len(demo.read_text().splitlines()) <= 60
+    said = subprocess.run([sys.executable, demo, tmp_path], capture_output=True, text=True, check=True).stdout
+    assert "rank correlation with what was planted 0.99" in said or "was planted 1.0" in said
+    assert {f"{name}.{suffix}" for name in ("heads", "few", "neurons", "traced") for suffix in ("html", "png")} == {
+        path.name for path in tmp_path.iterdir()}
