@@ -245,3 +245,24 @@ def test_true_nodes_without_an_effect(shared):
     true = {place(one) for one in about["truth"]["nodes_zero_active"] if one not in ("pos", "a0.h0")}
     assert len(true) == 5
     assert roc_auc_score([node in true for node in zero], [abs(score) for score in zero.values()]) == 1
+
+
+def test_the_previous_token_head_is_read_by_the_keys_of_the_induction_heads(shared):
+    """A trained model whose circuit is known (tl-induction): K-composition, and neither queries nor values, nor the
+    idle head.
+    """
+    from test_mechanisms import FIRST, IDLE, INDUCTION, induction, repeated
+
+    clean, other, asked = repeated(shared)
+    rows = 8
+    task = Task("induction", {name: value[:rows] for name, value in clean.items()},
+                {name: value[:rows] for name, value in other.items()}, asked[:rows])
+    found = circuit(induction(shared)[0], task, "exact", level="edges")
+    from_it = {v: score for (u, v), score in found.scores.items() if u == FIRST}
+    assert set(sorted(from_it, key=lambda v: abs(from_it[v]), reverse=True)[:3]) == {f"{head}.k" for head in INDUCTION}
+    largest = min(abs(from_it[f"{head}.k"]) for head in INDUCTION)
+    assert largest > 0.1 * abs(found.total) and all(from_it[f"{head}.k"] < 0 for head in INDUCTION)
+    assert all(abs(from_it[f"{IDLE}.{inner}"]) < 0.05 * largest for inner in "qkv")
+    assert all(abs(from_it[f"{head}.{inner}"]) < 0.25 * largest for head in INDUCTION for inner in "qv")
+    into_logits = {u: abs(score) for (u, v), score in found.scores.items() if v == "logits"}
+    assert set(sorted(into_logits, key=into_logits.get, reverse=True)[:3]) == set(INDUCTION)

@@ -30,7 +30,7 @@ def exact(prepared: Prepared, *, level: str | Sequence[str], ablation: str, dire
     """Every node, or edge, with its exact effect: mean over the rows of the change of the metric.
 
     Cost: for each node a forward pass of its rows from where it is, for each edge from the layer that it ends in; of
-    GPT-2 small about 80 forward passes for its 144 heads, and 16,000 for its 32,491 edges.
+    GPT-2 small, eight prompts of 16 tokens, 40 forward passes for its 144 heads and 7,300 for its 32,491 edges.
 
     Args: direction: "noise" or "denoise", the latter of resample ablation alone.
     Raises: ValueError for another direction.
