@@ -10,7 +10,6 @@ import torch
 from families import FAMILIES
 from peers import CASES, case, place
 from sklearn.metrics import roc_auc_score
-from test_address import MORE
 from test_circuit_exact import program
 from test_circuit_graph import Attentions
 from test_circuit_run import prepared
@@ -205,13 +204,6 @@ EVERY = [(name, method) if (name, method) in FEW else later(name, method)
          if not name.startswith(("deberta", "timm-cait"))]
 
 
-def worded(family, dtype):
-    """A task of a family of texts: other words."""
-    clean = family.inputs()[1]
-    other = {**clean, "input_ids": ((clean["input_ids"] + 7) % 37 + 3) * clean["attention_mask"]}
-    return Task("words", clean, other, family.value).prepared(Subject.from_module(family.model().to(dtype)))
-
-
 def sums(edges):
     total = {}
     for (source, _), score in edges.items():
@@ -222,7 +214,7 @@ def sums(edges):
 @parametrize("name, method", EVERY)
 def test_a_node_is_the_sum_of_its_edges(name, method):
     """Two codes: nodes are scored where they are, edges where they end."""
-    task, method = prepared(name) if name in FAMILIES else worded(MORE[name], torch.float64), SLOPES[method]
+    task, method = prepared(name), SLOPES[method]
     edges = sums(method(task, level="edges").edges)
     nodes = method(task, level=ALL).nodes
     assert edges.keys() == nodes.keys()
@@ -286,7 +278,7 @@ def test_the_way_of_activations_adds_up_to_their_effect(name):
 @parametrize("name", ["llama", "llama-eager", "gpt-neox", "gpt-bigcode", "falcon"])
 def test_every_way_to_slopes_gives_the_same(name):
     """Through linear maps, in rounds where heads share keys, or back from each head by itself; and part by part."""
-    task = prepared(name) if name in FAMILIES else worded(MORE[name], torch.float64)
+    task = prepared(name)
     made = plan(task)
     assert all(made.maps) and [len(one.rounds) for one in made.maps] == [1 if name == "gpt-neox" else 2] * 2
     slow = replace(made, maps=[None] * len(made.maps))
@@ -393,11 +385,11 @@ def test_a_model_with_ways_of_its_own_is_refused():
 
 
 def test_experts_are_one_part():
-    task = worded(MORE["mixtral"], torch.float32)
+    task = prepared("mixtral", torch.float32)
     edges, nodes = sums(eap(task).edges), atp(task, level=ALL).nodes
     near([edges[node] for node in nodes], list(nodes.values()), 1e-4)
 
 
 def test_a_model_in_half_precision_is_scored():
-    half, whole = (eap(worded(FAMILIES["llama"], dtype)).edges for dtype in (torch.bfloat16, torch.float32))
+    half, whole = (eap(prepared("llama", dtype)).edges for dtype in (torch.bfloat16, torch.float32))
     near(list(half.values()), list(whole.values()), 0.1)
