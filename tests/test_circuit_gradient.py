@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from dataclasses import replace
 from functools import cache, partial
 
@@ -289,6 +291,22 @@ def test_every_way_to_slopes_gives_the_same(name):
                      for found in [one.record(task)])
     for other in others:
         near(other, fast, 1e-6)
+
+
+@parametrize("composite", [None, gim_rules()], ids=["gradient", "gim"])
+def test_a_pass_goes_when_it_is_done_with(composite):
+    """And its graph with it, before the next one is kept."""
+    task = prepared("gpt2")
+    made = plan(task, composite)
+    gc.collect()
+    gc.disable()
+    try:
+        found = made.record(task, patterns=True)
+        kept = weakref.ref(found), weakref.ref(found.outcome)
+        del found
+        assert [one() for one in kept] == [None, None]
+    finally:
+        gc.enable()
 
 
 @parametrize("method", [eap, later(relp), gim])

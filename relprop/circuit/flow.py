@@ -129,6 +129,7 @@ def _kept(model: nn.Module, wired: Wiring, batch: Batch, *, tokens: bool = False
         changes |= {block.pattern: lambda value: found.patterns.append(value.detach().clone()) for block in blocks}
     with torch.no_grad(), settled(model), edited(model, changes, kind=kind):
         model(*batch.args, **batch.kwargs)
+    watching.clear()  # else a circle of references
     shapes = Shapes(model, batch.args, batch.kwargs, taps, found.values)
     found.values = {tap: canonical(tap, shapes.layout(tap), value) for tap, value in found.values.items()}
     _check_sums(found, wired)

@@ -108,6 +108,7 @@ def recorded(task: Prepared, wired: Wiring, composite: Composite | None = None, 
         found.calls = [watching[0].before[block.pattern] for block in wired.blocks]
         for call in (*found.writes.values(), *(call for many in found.calls for call in many)):
             _ = call.weight  # told now: once parameters are trained again, a product with one is no linear map
+    watching.clear()  # which would keep the graph of the pass in a circle
     return found
 
 
