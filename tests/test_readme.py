@@ -49,6 +49,12 @@ def test_methods_are_listed():
     assert {*composite.NAMES, *others} == set(METHODS) and len(others) == len(set(others))
 
 
+def test_methods_of_circuits_are_listed():
+    from relprop.circuit import METHODS
+
+    assert {name for cell, *_ in table("Circuits") for name in re.findall(r"[\w-]+", cell)} == set(METHODS)
+
+
 def test_measures_and_data_are_listed():
     from relprop.benchmark import CONTROLS, METRICS
     from relprop.data import MAKERS
@@ -69,7 +75,7 @@ def test_tables_of_methods_are_those_that_were_measured(name):
     assert shown == {metric["name"] for metric in kept.metrics}
 
 
-@pytest.mark.parametrize("verb", ["explain", "compare", "check", "benchmark", "models", "demo"])
+@pytest.mark.parametrize("verb", ["explain", "compare", "check", "benchmark", "mediate", "circuit", "models", "demo"])
 def test_verbs_are_shown(verb):
     assert f"relprop {verb}" in README
 
