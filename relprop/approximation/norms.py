@@ -197,7 +197,8 @@ class Passage:
             along, passed = (torch.cat([along, passed]) @ weight.to(change).T).chunk(2)  # (M, C)
         along, passed = by_unit(change * along), by_unit(change * passed)  # (M, U)
         size = self._size(change, weight, units) * self.scale
-        return norm.finite(passed, along, size, self.relevance) - (passed - along * self.relevance)
+        more = norm.rescaled(along, size)  # of `norm.finite` less passed - along R, with less rounding
+        return more * passed + (more + along) * self.relevance
 
     def _size(self, change: Tensor, weight: Tensor | None, units: int | None) -> Tensor:
         """|d|^2 of what each unit writes, without its mean where the norms take that out, (M, U)."""

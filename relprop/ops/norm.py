@@ -70,9 +70,14 @@ def finite(passed: Tensor, along: Tensor, size: Tensor, relevance: Tensor) -> Te
 
     Args: passed: sum_i d_i u_i. along: c. size: e. relevance: R. They broadcast; unit of R.
     """
-    floor = torch.finfo(along.dtype).tiny
-    rho = (1 + 2 * along + size).clamp_min(floor).rsqrt()
-    return rho * passed + (rho - 1) * relevance
+    more = rescaled(along, size)
+    return passed + more * (passed + relevance)
+
+
+def rescaled(along: Tensor, size: Tensor) -> Tensor:
+    """rho - 1 of `finite`, (1 + 2 c + e)^(-1/2) - 1, without cancellation where it is small."""
+    least = torch.finfo(along.dtype).eps - 1  # what is under the root is positive, but for rounding
+    return (-0.5 * (2 * along + size).clamp_min(least).log1p()).expm1()
 
 
 PLAIN = (gradient, finite)
