@@ -25,9 +25,10 @@ def killed(script: str | Path, far_enough: Callable[[], bool], **environment: st
 
 
 def together(script: str | Path, processes: int = 2) -> None:
-    """Runs the script by several processes, and fails if one does. By `torchrun`: on a machine without GPUs `accelerate
-    launch` starts a single process, whatever it is asked for.
+    """Runs the script by several processes of `accelerate launch`, and fails if one does. With `--multi_gpu`: without,
+    it starts a single process where there are no GPUs, whatever it is asked for, and with `--cpu` everywhere.
     """
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), script]
+    run = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
+           "--main_process_port", "0", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", script]
     made = subprocess.run(run, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
     assert made.returncode == 0, made.stderr
