@@ -290,6 +290,12 @@ def test_a_map_of_words_and_of_patches():
     assert torch.allclose(wide.map[0, 4], wide.map[0, 5]) and torch.allclose(wide.map[0, 0], wide.map[0, 3])
 
 
+def test_it_is_compared_with_others():
+    found = relprop.compare("reviews-bert", ["A wonderful film.", "Dull and long."], "POSITIVE", steps=2, randoms=2,
+                            methods=["cdt", "rollout"]).table()
+    assert found.loc["cdt", "area"] > found.loc["rollout", "area"] and found.loc["cdt", "forwards"] > 8
+
+
 @pytest.mark.parametrize("name", ["timm-vit-registers", "hf-vit", "timm-swin"])
 def test_a_map_of_patches(name):
     args, _ = FAMILIES[name].inputs()

@@ -79,7 +79,7 @@ def decompose(subject: str | Subject | nn.Module | tuple, inputs: object, source
     asked = fixed(subject, batch, subject.targets(target, batch.rows))
     parts = run.of(found, asked, looks)
     return Decomposition(tuple(one.name for one in found), parts.rel.cpu(), parts.total.cpu(), asked.names, parts.at,
-                         rules.name, type(one).__name__.lower(), run.forwards + 2, about(subject, rules))
+                         rules.name, type(one).__name__.lower(), run.forwards + len(found) + 2, about(subject, rules))
 
 
 def intervention(ablation: str | Intervention, reference: Batch | None) -> Intervention:

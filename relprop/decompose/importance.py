@@ -59,9 +59,10 @@ def cdt(subject: Subject, batch: Batch, targets: Targets, *, rules: str | Divisi
     return Relevance(
         map=_map(scores, batch, found[0].places[0].where.shape[1], skip),
         value=parts.total.float().cpu(), target=asked.names, method="cdt",
-        conservation="not conservative", units=batch.units, ledger=None, forwards=run.forwards + 2, backwards=0,
-        inputs={}, latents={}, provenance={"model": subject.name, "rules": rules.describe(), "level": level,
-                                           "skip": skip, "contrast": contrast})
+        conservation="not conservative", units=batch.units, ledger=None,
+        forwards=run.forwards + len(windows) + 2, backwards=0, inputs={}, latents={},
+        provenance={"model": subject.name, "rules": rules.describe(), "level": level, "skip": skip,
+                    "contrast": contrast})
 
 
 def _window(found: list[Source]) -> Source:

@@ -30,8 +30,8 @@ class Decomposition:
     """A target split in two by each source: total = rel + irrel.
 
     Args: sources: their names. rel: (S, B), unit of the target. total: the target, (B,). target: its name, one a row.
-        at: parts at places asked for, by address. rules, ablation: how it was made. forwards: what it cost. provenance:
-        the model, the rules in words, and versions.
+        at: parts at places asked for, by address. rules, ablation: how it was made. forwards: what it cost, a source
+        counted as one. provenance: the model, the rules in words, and versions.
     """
 
     sources: tuple[str, ...]
