@@ -56,8 +56,29 @@ def test_the_smallest_circuit_that_is_faithful_enough_is_kept(model):
     assert one.chance is None and float(one.alone.share) >= 0.8
     sizes = [int(kept) for kept, share in zip(one.curve.kept, one.curve.share) if share >= 0.8]
     assert len(one.circuit) == min(sizes) < len(one.circuit.scores)
-    with pytest.raises(ValueError, match="above 0 and up to 1, not 1.5"):
-        narrowed(one.circuit, one.curve, reach=1.5)
+
+
+def test_what_the_method_has_chosen_is_kept(model):
+    own = circuit(model, task(), "cdt", options={"discover": True})
+    found = study(model, task(), "cdt", options={"discover": True}, randoms=0)
+    assert 0 < len(own) < len(own.scores) and found.circuit.kept == own.kept
+    assert len(study(model, task(), "cdt", options={"discover": True}, size=1, randoms=0).circuit) == 1
+
+
+@pytest.mark.parametrize("given, said", [
+    ({"reach": 1.5}, "up to 1; got 200 and 1.5"), ({"randoms": -1}, "0 or more"), ({"batch_size": 0}, "at least 1"),
+    ({"size": 0}, "leaves nothing in; give a size from 1 to 3"), ({"size": 4}, "leaves nothing out"),
+    ({"level": []}, "no address to score")])
+def test_a_study_that_cannot_be_is_told(model, given, said):
+    with pytest.raises(ValueError, match=said):
+        study(model, task(), "random", **given)
+
+
+def test_a_circuit_of_edges_that_lead_nowhere_is_told():
+    edges = {("L1.mlp", "logits"): 3.0, ("embed", "L0.mlp"): 2.0, ("L0.mlp", "L1.mlp"): 1.0}
+    found = Circuit.of(edges, level="edges", method="eap")
+    with pytest.raises(ValueError, match="none is on a way from the input to the logits"):
+        narrowed(found, None, size=2)
 
 
 def test_files_bring_everything_back(found, tmp_path):

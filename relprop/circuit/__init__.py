@@ -95,6 +95,8 @@ def circuit(subject: str | Subject | nn.Module | tuple, task: Task | Pairs | str
     Raises: ValueError for an unknown method, a level or an ablation that it or the model does not have, an unknown
         option, or inputs that are no pairs, as of `Task.prepared`; Undefined for a metric that is equal on both.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; give at least 1")
     row, run, given = _method(method, level, ablation, options or {})
     level = row.levels[0] if level is None else level
     prepared = posed(subject, task, seed=seed)

@@ -83,13 +83,18 @@ def study(subject: str | Subject | nn.Module | tuple, task: Task | str | Prepare
 
     Args:
         subject, task, method, level, ablation, options: as of `relprop.circuit`.
-        size: how many items are kept; None: as few of the ranking as have at least `reach` of faithfulness, or where
-            no size that was tried has, all.
+        size: how many items are kept, of the ranking. None: those that the method itself has chosen, as acdc does, and
+            cdt with the option "discover"; of others as few of the ranking as have at least `reach` of faithfulness,
+            or where no size that was tried has, all.
         absolute: rank by the size of the scores; see `Circuit.ranking`. randoms: circuits of equal size to hold it
             against; 0: none. tests: the hypothesis tests of Shi et al. 2024, too, which take long.
         batch_size: rows run at once. seed: of all that is drawn.
-    Raises: ValueError for a size that there is not, and as of `relprop.circuit`.
+    Raises: ValueError for a size or a number of circuits that cannot be, for a circuit in which nothing is left, and
+        as of `relprop.circuit`.
     """
+    if randoms < 0 or not 0 < reach <= 1:
+        raise ValueError(f"randoms is a number of circuits, 0 or more, and reach a share of what the whole model does, "
+                         f"above 0 and up to 1; got {randoms} and {reach}")
     prepared = posed(subject, task, seed=seed)
     shared = {"batch_size": batch_size, "seed": seed}
     found = scored(prepared.subject, prepared, method, level=level, ablation=ablation, options=options,
@@ -105,16 +110,23 @@ def study(subject: str | Subject | nn.Module | tuple, task: Task | str | Prepare
 
 def narrowed(found: Circuit, over: Faithfulness, *, size: int | None = None, reach: float = REACH,
              absolute: bool = True) -> Circuit:
-    """The circuit of a size, or the smallest on the curve that reaches so much faithfulness; pruned.
+    """The circuit of a size, or the one that the method has chosen, or the smallest on the curve that reaches so much
+    faithfulness; pruned.
 
-    Raises: ValueError for a share that is none, and as `Circuit.top`.
+    Raises: ValueError for a size that leaves nothing out or nothing in.
     """
-    if not 0 < reach <= 1:
-        raise ValueError(f"reach is a share of what the whole model does, above 0 and up to 1, not {reach}")
-    if size is None:
+    count = len(found.scores)
+    if size is not None and not 0 < size < count:
+        raise ValueError(f"a circuit of {size} of {count} {found.noun} leaves nothing {'in' if size <= 0 else 'out'}; "
+                         f"give a size from 1 to {count - 1}")
+    if size is None and len(found) == count:
         enough = [share for share, reached in zip(over.fractions.tolist(), over.share.tolist()) if reached >= reach]
-        size = round(min(enough, default=1.0) * len(found.scores))
-    return found.top(size, absolute=absolute).prune()
+        size = round(min(enough, default=1.0) * count)
+    kept = (found if size is None else found.top(size, absolute=absolute)).prune()
+    if not len(kept):
+        raise ValueError(f"of the {found.noun} that {found.method} ranks highest none is on a way from the input to "
+                         "the logits, so that the circuit is empty; keep more of them")
+    return kept
 
 
 def exact(task: Prepared, found: Circuit, ablation: str, *, batch_size: int | None = None) -> dict[Item, float]:

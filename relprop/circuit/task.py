@@ -213,6 +213,9 @@ class Prepared:
         """The patterns of addresses that a level is of, of which a model may not have all; see `nodes`."""
         known = [*LEVELS, *(f"{name}{AT}" for name in LEVELS)]
         if not isinstance(level, str):
+            if not level:
+                raise ValueError("no address to score; give some, such as ['L*.attn.H*@end'], or a level: "
+                                 f"{', '.join(known)}")
             return list(level)
         if level not in known:
             raise ValueError(f"no level {level!r} of nodes; there are {', '.join(known)}, or give a list of addresses")

@@ -72,8 +72,10 @@ class Value(Outcome):
         return [tuple(_asked(targets, batch) for batch in (base, counterfactual))]
 
     def name(self, subject: Subject) -> str:
-        one = subject.targets(self.of, 1) if not isinstance(self.of, (list, tuple)) else None
-        return "a target for each row" if one is None else one.targets[0].name(one.vocabulary)
+        several = isinstance(self.of, (list, tuple))
+        given = subject.targets(self.of, len(self.of) if several else 1)
+        names = list(dict.fromkeys(one.name(given.vocabulary) for one in given.targets))
+        return names[0] + (", others in other rows" if len(names) > 1 else "")
 
 
 def _fixed(subject: Subject, targets: Targets, base: Batch) -> Targets:

@@ -11,7 +11,7 @@ from ..result.circuit import said
 from ..result.number import percent, printed, signed
 from ..result.placement import Placement, label, placed
 from ..result.study import Study
-from . import color, pattern, wiring
+from . import color, patch, pattern, wiring
 from .page import png
 from .template import template
 
@@ -19,6 +19,7 @@ LISTED = 40
 """Items in the table."""
 _ACROSS, _ROW, _LEFT, _FOOT = 860, 30, 70, 90  # of the graph, in pixels
 _SVG = (420, 170)  # of the curve
+_PICTURE = 160  # of an example, across, at least
 _DASHES = {"solid": "", wiring.LINES["q"]: "5 3", wiring.LINES["k"]: "1.5 3"}
 _SIDES = {"base": "clean", "counterfactual": "corrupted"}
 
@@ -26,9 +27,17 @@ _SIDES = {"base": "clean", "counterfactual": "corrupted"}
 def studied(study: Study) -> str:
     """A whole HTML document that needs nothing else."""
     return template("circuit.html").render(
-        title=wiring.heading(study), under=wiring.subheading(study), graph=_graph(study), curve=_curve(study),
-        lines=_lines(study), count=len(study.circuit), noun=study.circuit.noun, heads=_heads(study), sides=_SIDES,
+        title=wiring.heading(study), under=wiring.subheading(study), example=_example(study), graph=_graph(study),
+        curve=_curve(study), lines=_lines(study), count=len(study.circuit), noun=study.circuit.noun, heads=_heads(study), sides=_SIDES,
         said=pattern.scale(), tests=[_test(one) for one in study.tests or ()], facts=_facts(study))
+
+
+def _example(study: Study) -> list[dict]:
+    """Both sides of the first example: what each says, or its picture as a data address and how wide that is shown."""
+    texts = [{"text": f": {said}", "picture": "", "width": 0} for said in study.about.get("pair", [])]
+    pictures = [{"text": "", "picture": png(one.images[0].numpy()), "width": max(one.size[1], _PICTURE)}
+                for one in patch.sides(study)]
+    return [{"side": side, **one} for side, one in zip(_SIDES.values(), texts or pictures)]
 
 
 def _graph(study: Study) -> dict:
@@ -132,8 +141,8 @@ def _facts(study: Study) -> list[tuple[str, str]]:
     found = []
     for name, value in study.circuit.about.items():
         parts = value.items() if isinstance(value, Mapping) else [("", value)]
-        found += [(f"{name} {key}".strip(), str(one)) for key, one in parts
-                  if isinstance(one, (str, int, float)) and not isinstance(one, bool)]
+        found += [(f"{name} {key}".strip(), printed(one) if isinstance(one, float) else str(one))
+                  for key, one in parts if isinstance(one, (str, int, float)) and not isinstance(one, bool)]
     return [("method", study.circuit.method), ("level", study.circuit.level), *found]
 
 

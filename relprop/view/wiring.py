@@ -26,7 +26,7 @@ LISTED = 14
 LINES = {"q": (0, (4, 1.2)), "k": (0, (1, 1)), "v": "solid", "": "solid"}
 """How edges are drawn, by what a head makes of them."""
 _HEAD, _ROW, _LEFT, _FOOT = 0.78, 0.3, 0.62, 0.42
-_TALL, _GAP, _HALF = 1.9, 0.4, 3.0
+_TALL, _GAP, _HALF = 1.9, 0.3, 3.0
 _RADIUS, _LEGIBLE = 0.12, 0.085  # inches: of a node at most, and from which a label fits into it
 
 
@@ -114,7 +114,7 @@ def columns(study: Study, where: Placement) -> list[str]:
 
 
 def _graph_height(where: Placement) -> float:
-    return 0.32 + _ROW * len(where.rows) + (_FOOT if where.columns else 0.1)
+    return 0.32 + _ROW * len(where.rows) + (_FOOT if where.columns else 0)
 
 
 def _graph(part: Sheet, study: Study, where: Placement) -> None:
