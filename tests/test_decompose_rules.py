@@ -262,3 +262,25 @@ def test_a_function_of_ones_own_is_split_by_what_its_total_loses(x):
         _TABLE.clear()
         _TABLE.update(before)
     close(found[0], special(x) - special(x / 2))
+
+
+# -- divisions ---------------------------------------------------------------------------------------------------------
+
+def test_a_division_says_which_rule_where():
+    one = division.get("cdt").but("mine", rules={"mul": matmul.inner}, paths={"h.0.*": {"mul": matmul.crossed,
+                                                                                      "share": share.aside}})
+    assert one.rule("mul", "h.1.mlp") is matmul.inner and one.rule("mul", "h.0.mlp") is matmul.crossed
+    assert one.rule("attention", "h.1.attn") == (matmul.inner, softmax.pattern_decomposed)
+    assert one.constants("h.0.mlp") is share.aside and one.constants("h.1.mlp") is share.proportional
+    assert one.describe()["mul"] == "inner" and division.get(one) is one
+    assert not one.published().whole and one.whole
+
+
+@pytest.mark.parametrize("changes, error, said", [
+    ({"rules": {"gate": matmul.inner}}, ValueError, "unknown kind of op 'gate'"),
+    ({"rules": {"mul": "inner"}}, TypeError, "must be a function"),
+    ({"normalized": {"mlp": ("context",)}}, ValueError, "signs cannot be settled in 'mlp'"),
+    ({"normalized": {"head": ("add",)}}, ValueError, "signs cannot be settled in 'head'")])
+def test_a_division_that_cannot_be(changes, error, said):
+    with pytest.raises(error, match=said):
+        division.get("cdt").but(**changes)
