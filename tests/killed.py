@@ -29,6 +29,7 @@ def together(script: str | Path, processes: int = 2) -> None:
     it starts a single process where there are no GPUs, whatever it is asked for, and with `--cpu` everywhere.
     """
     run = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
-           "--main_process_port", "0", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", script]
+           "--main_process_port", "0", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+           script]
     made = subprocess.run(run, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
     assert made.returncode == 0, made.stderr

@@ -70,7 +70,7 @@ Verify = Annotated[int | None, typer.Option("--verify", metavar="K", min=1, help
 ))]  # fmt: skip
 Resume = Annotated[Path | None, typer.Option("--resume", metavar="FOLDER", help=(
     "Write the sweep here as it goes; the same command goes on where one was stopped, and under accelerate launch -m "
-    "relprop mediate ... several processes share it."
+    "relprop mediate ... several processes share it; without GPUs add --multi_gpu."
 ))]  # fmt: skip
 Few = Annotated[int | None, typer.Option("--subset", metavar="K", min=1, help=(
     "Choose few mediators, at most K, that do together what all do: one after the other, each time the one that adds "

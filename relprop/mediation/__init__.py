@@ -47,7 +47,9 @@ def effects(subject: str | Subject | nn.Module | tuple, base: object, counterfac
     model with the mediator changed.
 
     Under `accelerate launch` or `torchrun` processes that ask the same share the work, and each returns everything:
-    every one of them must make the call. Processes that ask of other inputs or mediators each do their own.
+    every one of them must make the call. Without GPUs it takes `accelerate launch --multi_gpu --num_processes 2`; with
+    `--cpu`, accelerate starts one process whatever it is asked for. Processes that ask of other inputs or mediators
+    each do their own.
 
     Args:
         subject: what `relprop.load` takes, a `Subject`, or any `nn.Module`.
