@@ -35,6 +35,15 @@ def test_several_tokens_where_one_is_needed(ask):
                                "id")
 
 
+def test_a_continuation_outside_of_the_vocabulary():
+    """It would be the probability of any unknown word."""
+    with pytest.raises(ValueError) as said:
+        effects("tasks-gpt2", *TEXTS, LogOdds(" astronaut", " he"), at="L0.mlp")
+    assert str(said.value) == ("' astronaut' is read as ['<unk>'], <unk> for what is not in the vocabulary; give words "
+                               "that are in it, or token ids")
+    assert effects("tasks-gpt2", *TEXTS, LogOdds("<unk>", " he"), at="L0.mlp").total.any()  # asked for by its name
+
+
 @each_sweep
 def test_a_base_equal_to_its_counterfactual(kind):
     with pytest.raises(ValueError) as said:
