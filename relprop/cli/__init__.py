@@ -197,7 +197,7 @@ def benchmark(
 ) -> None:  # fmt: skip
     """Measure methods on data: a table with intervals and controls.
 
-    Under accelerate launch -m relprop benchmark ... several processes share the work.
+    Under accelerate launch -m relprop benchmark ... several processes share the work; without GPUs add --multi_gpu.
     """
     subject = subject_of(model, device or own_device(), dtype)
     from ..benchmark import benchmark as run
@@ -274,8 +274,10 @@ def _mediated(output: Path, seed: int) -> None:
 
     pairs = data.pairs("gender-bias", count=24, seed=seed)
     found = effects(subject, pairs, kind=["total", "direct", "indirect"], show_progress=watched(), seed=seed)
-    typer.echo(f"heads of {subject.name}, where {pairs.pairs[0].base!r} becomes {pairs.pairs[0].counterfactual!r} ...\n"
-               f"{found.summary()}\n")
+    one = pairs.pairs[0]
+    a, b = one.continuations
+    typer.echo(f"heads of {subject.name} that carry its planted bias: {one.base!r} becomes {one.counterfactual!r}, "
+               f"which makes a, {a!r}, likely against b, {b!r} ...\n{found.summary()}\n")
     for suffix in (".png", ".html"):
         found.save(output.with_suffix(suffix))
 

@@ -31,7 +31,7 @@ def intervened(model: nn.Module, interventions: Mapping[str | Site | Address, In
     Args: interventions: by site, or pattern of sites, "L*.attn.H*"; several act together, in the order in which the
         model comes to them. known: the model's anatomy, where it is there already. spans: positions by name, for
             sites such as "L5@profession".
-    Yields: how often each one was done, by site; filled as the model runs.
+    Yields: how often each one was done, by site; counted when the block ends.
     Raises: ValueError for a text that is no site, a place that the model does not have, a position that a row does not
         have, or a value that does not fit; RelpropError at the end of the block if one was never done.
     """

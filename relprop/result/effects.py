@@ -132,7 +132,8 @@ class Effects:
         return frame.astype(float)
 
     def summary(self) -> str:
-        """A few lines: the total effect, and the mediators of the largest indirect (else direct) effects."""
+        """A few lines: the total effect with its p, and the mediators of the largest indirect (else direct) effects,
+        each with its q, Benjamini-Hochberg's over all of them."""
         count = f"{len(self.base)} example{'s' * (len(self.base) != 1)}"
         groups = self.about.get("groups", len(self.base))
         count += f" in {groups} group{'s' * (groups != 1)}" if groups != len(self.base) else ""
@@ -148,7 +149,8 @@ class Effects:
         if one.low is None:
             return mean
         interval = f"[{amount(float(one.low[index]), 3)}, {amount(float(one.high[index]), 3)}]"
-        return f"{mean} {interval}, {chance(float(one.q[index]))}"
+        shown = chance(float(one.p[index])) if kind == "total" else chance(float(one.q[index]), "q")
+        return f"{mean} {interval}, {shown}"
 
     def _against(self, y: Tensor | None, before: Tensor) -> Tensor | None:
         if y is None:

@@ -53,13 +53,13 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %".replace("-0.0 %", "0.0 %")
 
 
-def chance(p_value: float) -> str:
-    """A p-value with its letter.
+def chance(p_value: float, letter: str = "p") -> str:
+    """A p-value with its letter, which is q where it was corrected.
 
-    >>> chance(0.0476), chance(1e-5)
-    ('p = 0.048', 'p < 0.001')
+    >>> chance(0.0476), chance(1e-5), chance(0.0021, "q")
+    ('p = 0.048', 'p < 0.001', 'q = 0.0021')
     """
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.2g}"
+    return f"{letter} < 0.001" if p_value < 0.001 else f"{letter} = {p_value:.2g}"
 
 
 def signed(value: float, digits: int = 3) -> str:
