@@ -290,6 +290,14 @@ def test_a_map_of_words_and_of_patches():
     assert torch.allclose(wide.map[0, 4], wide.map[0, 5]) and torch.allclose(wide.map[0, 0], wide.map[0, 3])
 
 
+def test_words_against_the_target_are_seen_where_signs_are_not_settled():
+    text = "a wonderful film with a brilliant cast and a dull ending"
+    explained = lambda **options: dict(relprop.explain("reviews-bert", text, "POSITIVE", method="cdt", options=options
+                                                       ).words(0))
+    settled, free = explained(), explained(rules="shapley")
+    assert settled["wonderful"] > 10 * abs(settled["dull"]) and free["wonderful"] > -free["dull"] > 0.5
+
+
 def test_it_is_compared_with_others():
     found = relprop.compare("reviews-bert", ["A wonderful film.", "Dull and long."], "POSITIVE", steps=2, randoms=2,
                             methods=["cdt", "rollout"]).table()

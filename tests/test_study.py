@@ -128,6 +128,8 @@ def test_the_command_writes_what_the_library_finds(tmp_path):
     said = json.loads(run("--json").stdout)
     assert said["kind"] == "study" and len(said["exact"]) == 3
     assert "3 of 32 nodes (heads) by relp" in result.stdout
+    signed = json.loads(run("--json", "--signed").stdout)
+    assert signed["curve"]["about"]["ranking"] == "signed" and signed["circuit"]["kept"] != said["circuit"]["kept"]
     for wrong, told in [(["--option", "steps"], "NAME=VALUE"), (["--option", "stairs=3"], "no option stairs"),
                         (["-o", str(tmp_path / "x.txt")], "cannot write a circuit")]:
         assert told in run(*wrong).stderr

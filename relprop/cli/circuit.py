@@ -40,9 +40,12 @@ Ablation = Annotated[str, typer.Option("--ablation", metavar="HOW", help=(
 Metric = Annotated[str | None, typer.Option("--metric", metavar="NAME", help=(
     "logit difference, probability difference, smallest logit difference, KL. [default: what suits the task]"
 ))]  # fmt: skip
-Size = Annotated[int | None, typer.Option("--size", metavar="N", min=1, help="Keep so many.")]
+Size = Annotated[int | None, typer.Option("--size", metavar="N", min=1, help="Keep so many of the ranking.")]
 Reach = Annotated[float, typer.Option("--reach", metavar="SHARE", help=(
-    "Without --size, keep as few of the ranking as are this faithful."
+    "Without --size, and of methods that do not choose, keep as few of the ranking as are this faithful."
+))]  # fmt: skip
+Signed = Annotated[bool, typer.Option("--signed", help=(
+    "Rank by what adds to the task, and what works against it last; else by size."
 ))]  # fmt: skip
 Count = Annotated[int, typer.Option("--count", metavar="N", min=1, help="Inputs, at most.")]
 Randoms = Annotated[int, typer.Option("--randoms", metavar="N", min=0, help="Random circuits to hold it against.")]
@@ -58,9 +61,10 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", h
 
 def circuit(
     task: Asked = "indirect-objects", model: Model = None, method: Method = "cdt", level: Level = None,
-    ablation: Ablation = "resample", metric: Metric = None, size: Size = None, reach: Reach = 0.95, count: Count = 50,
-    randoms: Randoms = 200, tests: Tests = False, option: Options = None, output: Output = None,
-    as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None, seed: Seed = 0,
+    ablation: Ablation = "resample", metric: Metric = None, size: Size = None, reach: Reach = 0.95,
+    signed: Signed = False, count: Count = 50, randoms: Randoms = 200, tests: Tests = False, option: Options = None,
+    output: Output = None, as_json: AsJson = False, device: Device = None, dtype: Dtype = None,
+    batch_size: BatchSize = None, seed: Seed = 0,
 ) -> None:  # fmt: skip
     """Find the circuit of a task, and put it to the test.
 
@@ -73,8 +77,8 @@ def circuit(
     from ..circuit.study import study
 
     found = study(subject, _task(subject, task, count, seed, metric), method, level=_level(level), ablation=ablation,
-                  options=options, size=size, reach=reach, randoms=randoms, tests=tests, batch_size=batch_size,
-                  seed=seed, show_progress=watched())
+                  options=options, size=size, reach=reach, absolute=not signed, randoms=randoms, tests=tests,
+                  batch_size=batch_size, seed=seed, show_progress=watched())
     for path in target:
         found.save(path)
     said = "" if not target else f"\n\nSaved: {' '.join(map(str, target))}"

@@ -31,8 +31,9 @@ def cdt(subject: Subject, batch: Batch, targets: Targets, *, rules: str | Divisi
 
     The source is the stream before layer `level` at the unit's positions, zero the rest. Of a class or a token, the
     competitor is the one with the highest logit besides; other targets stand as they are. Not conservative: the parts
-    of units by themselves do not sum to that of all. Cost: a forward pass with a shadow of as many rows as there are
-    units, at about two plain forwards a unit.
+    of units by themselves do not sum to that of all. With clashing signs settled, as published, units that
+    work against the target get next to nothing; rules that do not settle them, such as "shapley", show these, too.
+    Cost: a forward pass with a shadow of as many rows as there are units, at about two plain forwards a unit.
 
     Args: level: the layer whose input is split; below it the model runs as it is. skip: tokens (or patches) that are
         taken together, side by side; their part is divided evenly. contrast: False: the target alone. chunk: units x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -19,6 +20,7 @@ LISTED = 40
 """Items in the table."""
 _ACROSS, _ROW, _LEFT, _FOOT = 860, 30, 70, 90  # of the graph, in pixels
 _SVG = (420, 170)  # of the curve
+_WITHIN, _ABOVE = 8, 14  # of a node: its radius from which a label fits into it, the room from which one fits above
 _PICTURE = 160  # of an example, across, at least
 _DASHES = {"solid": "", wiring.LINES["q"]: "5 3", wiring.LINES["k"]: "1.5 3"}
 _SIDES = {"base": "clean", "counterfactual": "corrupted"}
@@ -28,8 +30,9 @@ def studied(study: Study) -> str:
     """A whole HTML document that needs nothing else."""
     return template("circuit.html").render(
         title=wiring.heading(study), under=wiring.subheading(study), example=_example(study), graph=_graph(study),
-        curve=_curve(study), lines=_lines(study), count=len(study.circuit), noun=study.circuit.noun, heads=_heads(study), sides=_SIDES,
-        said=pattern.scale(), tests=[_test(one) for one in study.tests or ()], facts=_facts(study))
+        curve=_curve(study), lines=_lines(study), count=len(study.circuit), noun=study.circuit.noun,
+        heads=_heads(study), sides=_SIDES, said=pattern.scale(), tests=[_test(one) for one in study.tests or ()],
+        facts=_facts(study))
 
 
 def _example(study: Study) -> list[dict]:
@@ -49,8 +52,10 @@ def _graph(study: Study) -> dict:
     radius = min(11.0, 0.42 * where.size * wide)
     own = set(found.members)
     inks = _inks([scores.get(node, 0.0) for node in where.nodes], end)
-    nodes = [{"at": at(place), "kept": node in own, "ink": ink, "label": label(node) if radius >= 8 else "",
-              "text": color.on(scores.get(node, 0.0), end), "told": _told(study, node, scores)}
+    within, fits = radius >= _WITHIN, where.size * wide >= _ABOVE  # a label is in its node, or above it, or nowhere
+    nodes = [{"at": at(place), "kept": node in own, "ink": ink, "label": label(node) if within or fits else "",
+              "text": color.on(scores.get(node, 0.0), end) if within else "currentColor",
+              "lift": 3 if within else -radius - 2, "told": _told(study, node, scores)}
              for (node, place), ink in zip(where.nodes.items(), inks)]
     return {"width": _ACROSS, "height": tall + (_FOOT if where.columns else 10), "base": tall, "radius": radius,
             "rows": [(name, tall - _ROW * (row + 0.5)) for row, name in enumerate(where.rows)],
@@ -92,15 +97,17 @@ def _curve(study: Study) -> dict:
     over, (wide, tall) = study.curve, _SVG
     low, high = wiring.ends(study)
     most = max(over.kept.tolist()) or 1
-    x = lambda count: round(wide * count / most, 1)
+    rising = math.log1p if most > wiring.LINEAR else float
+    x = lambda count: round(wide * rising(count) / rising(most), 1)
     y = lambda value: round(tall * (high - min(max(value, low), high)) / (high - low), 1)
     points = lambda values: [f"{x(count)},{y(value)}" for count, value in zip(over.kept.tolist(), values.tolist())]
     band = [] if over.low is None else points(over.high) + points(over.low)[::-1]
     random = [] if study.chance is None else [y(value) for value in study.chance["random"]]
     return {"width": wide, "height": tall, "zero": y(0.0), "one": y(1.0), "points": " ".join(points(over.share)),
             "band": " ".join(band), "x": x(len(study.circuit)), "y": y(float(study.alone.share[0])), "random": random,
-            "low": printed(low, 2), "high": printed(high, 2), "most": most, "noun": study.circuit.noun,
-            "ablation": over.about.get("ablation", "?"), "reached": wiring.reached(study),
+            "low": printed(low, 2), "high": printed(high, 2), "most": most, "log": rising is math.log1p,
+            "noun": study.circuit.noun, "ablation": over.about.get("ablation", "?"),
+            "ranking": over.about.get("ranking", "absolute"), "reached": wiring.reached(study),
             "rows": [(name, int(kept), printed(float(share), 3)) for name, kept, share in
                      zip(over.names, over.kept, over.share)]}
 

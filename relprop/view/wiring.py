@@ -23,11 +23,14 @@ WIDTH, MARGIN = 7.4, 0.3  # inches
 INNER = WIDTH - 2 * MARGIN
 LISTED = 14
 """Items whose scores stand beside their exact effects."""
+LINEAR = 200
+"""Items up to which a curve is over their number, not over its logarithm."""
 LINES = {"q": (0, (4, 1.2)), "k": (0, (1, 1)), "v": "solid", "": "solid"}
 """How edges are drawn, by what a head makes of them."""
 _HEAD, _ROW, _LEFT, _FOOT = 0.78, 0.3, 0.62, 0.42
 _TALL, _GAP, _HALF = 1.9, 0.3, 3.0
-_RADIUS, _LEGIBLE = 0.12, 0.085  # inches: of a node at most, and from which a label fits into it
+_RADIUS, _LEGIBLE, _ABOVE = 0.12, 0.085, 0.11  # inches: of a node at most, from which a label fits into it, and room
+# from which one fits above it
 
 
 def wired(study: Study) -> Figure:
@@ -134,6 +137,7 @@ def _graph(part: Sheet, study: Study, where: Placement) -> None:
     radius = min(_RADIUS, 0.42 * where.size * wide)
     _edges(axes, found, where)
     _nodes(axes, found, where, scores, end, radius)
+    _labels(axes, found, where, {name: color.on(scores.get(name, 0.0), end) for name in found.members}, radius, wide)
 
 
 def _positions(axes: Axes, study: Study, where: Placement, wide: float) -> None:
@@ -186,16 +190,25 @@ def _nodes(axes: Axes, found: Circuit, where: Placement, scores: Mapping[str, fl
         value = scores.get(name, 0.0)
         axes.scatter([x], [y], s=size, color=[paint((float(color.share(value, end)) + 1) / 2)], edgecolors=color.FAINT,
                      linewidths=0.5, zorder=3)
-        if radius >= _LEGIBLE or "@" not in name:
-            axes.annotate(label(name), (x, y), fontsize=TINY, ha="center", va="center", zorder=4, parse_math=False,
-                          color=color.on(value, end))
+
+
+def _labels(axes: Axes, found: Circuit, where: Placement, inks: Mapping[str, str], radius: float, wide: float) -> None:
+    """Labels in the nodes of a circuit, or above them where these are small, or nowhere where they would overlap."""
+    within = radius >= _LEGIBLE
+    if not within and where.size * wide < _ABOVE:
+        return
+    lift = (0, 0) if within else (0, 72 * radius + 0.5)
+    for name in found.members:
+        axes.annotate(label(name), where.nodes[name], lift, textcoords="offset points", fontsize=TINY, ha="center",
+                      va="center" if within else "bottom", zorder=4, parse_math=False,
+                      color=inks[name] if within else color.INK)
 
 
 def _curve(part: Sheet, study: Study) -> None:
     over, found = study.curve, study.circuit
     part.write(0, 0, "Faithfulness by size", size=BODY, weight="bold")
-    part.write(0, 0.16, f"all else ablated ({over.about.get('ablation', '?')}); 1: the whole model", size=SMALL,
-               color=color.FAINT)
+    part.write(0, 0.16, f"of the {over.about.get('ranking', 'absolute')} ranking; all else ablated "
+               f"({over.about.get('ablation', '?')})", size=SMALL, color=color.FAINT)
     axes = part.axes(0.42, 0.36, _HALF - 0.5, _TALL)
     kept, share = over.kept.tolist(), over.share.tolist()
     for level in (0, 1):
@@ -207,7 +220,7 @@ def _curve(part: Sheet, study: Study) -> None:
         random = study.chance["random"]
         axes.plot([len(found)] * len(random), random, ".", color=color.CHANCE, markersize=2, alpha=0.35)
     axes.plot([len(found)], study.alone.share.tolist(), "o", color=color.MOST_FIRST, markersize=5)
-    if len(kept) and max(kept) > 200:
+    if len(kept) and max(kept) > LINEAR:
         axes.set_xscale("symlog", linthresh=1)
     axes.set_ylim(*ends(study))
     said = f"{found.noun} kept" + ("" if study.chance is None else "; grey: random circuits of this size")
