@@ -192,6 +192,19 @@ def test_discovery_under_the_published_eps():
 
 
 @pytest.mark.slow
+def test_scores_of_a_layer_against_targets_under_the_published_eps():
+    """They are divided by the sum of their layer, so that one layer by itself can be told."""
+    one = case("ioi_discovery")
+    search = found_back(one, division.get("cdt").published(), [f"L1.attn.H*@{at}" for at in range(16)])
+    targets = [address(node) for node in one.output("selected")[0].tolist()]
+    for score in ("dot", "l1"):
+        search.score = score
+        expected = one.output("iter1_scores" + ("_l1" if score == "l1" else ""))
+        found = grid(search.against(targets).scores, expected)
+        close(found[1], expected[1], 1e-6)
+
+
+@pytest.mark.slow
 def test_every_score_of_discovery_under_the_published_eps():
     one = case("ioi_discovery")
     search = found_back(one, division.get("cdt").published())

@@ -164,7 +164,8 @@ class Search:
             return found[name].total
         batch = self.prepared.corrupted if self.ablation == "resample" else self.prepared.reference
         args, kwargs = arguments(batch)
-        other = Run(self.prepared.model, args, kwargs, self.rules, spans=self.run.spans, known=self.run.known)
+        rules = replace(self.rules, whole=True)
+        other = Run(self.prepared.model, args, kwargs, rules, spans=self.run.spans, known=self.run.known)
         total = other.of([replace(self.sources[0], places=())], None, {name: place}).at[name].total
         return total if self.ablation == "resample" else total.mean(0, keepdim=True)
 

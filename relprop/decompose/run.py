@@ -78,7 +78,7 @@ class Run:
             done = lambda chunk: chunk if finish is None else replace(chunk, rel=finish(chunk.rel))
             chunks = [done(self._chunk([sources[i] for i in part], value, looks))
                       for part in self._parts(sources, order)]
-        return _joined(chunks, order, looks)
+        return _joined(chunks, order, looks, self.division.whole)
 
     def prepare(self, sources: Sequence[Source], looks: Mapping[str, Place]) -> None:
         """What is found out once: how tensors lie, and what the run that the ablation refers to has there."""
@@ -169,11 +169,13 @@ def _filled(part: Part, sources: int) -> Part:
     return part if len(part.rel) else Part(part.total.new_zeros(sources, *part.total.shape), part.total)
 
 
-def _joined(chunks: list[Found], order: list[int], looks: Mapping[str, Place]) -> Found:
+def _joined(chunks: list[Found], order: list[int], looks: Mapping[str, Place], whole: bool) -> Found:
+    """The chunks as one. Where rules do not sum, each source has a total of its own at a place, (S, B, P, W)."""
     back = torch.tensor(order).argsort()
     first = chunks[0]
     rel = None if first.rel is None else torch.cat([chunk.rel for chunk in chunks])[back]
-    at = {name: Part(torch.cat([chunk.at[name].rel for chunk in chunks])[back], first.at[name].total)
+    totals = lambda name: first.at[name].total if whole else torch.stack([one.at[name].total for one in chunks])[back]
+    at = {name: Part(torch.cat([chunk.at[name].rel for chunk in chunks])[back], totals(name))
           for name in looks if name in first.at}
     missing = [name for name in looks if name not in first.at]
     if missing:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What is relevant at a place: `rel`, (S, B, P, W), of `total`, (B, P, W): S sources, P positions, W entries."""
+    """What is relevant at a place: `rel`, (S, B, P, W), of `total`, (B, P, W): S sources, P positions, W entries.
+
+    Of rules that do not sum (`Division.published`) each source has a total of its own, (S, B, P, W).
+    """
 
     rel: Tensor
     total: Tensor
