@@ -12,6 +12,7 @@ from torch import nn
 
 import relprop
 from relprop import mediation
+from relprop.data.pair import Pair, Pairs
 from relprop.errors import Undefined
 from relprop.intervene import Given, Resample, intervened
 from relprop.mediation import KL, Difference, LogOdds, Ratio, path_effects, subset, subsets
@@ -42,6 +43,14 @@ def test_a_continuation_outside_of_the_vocabulary():
     assert str(said.value) == ("' astronaut' is read as ['<unk>'], <unk> for what is not in the vocabulary; give words "
                                "that are in it, or token ids")
     assert effects("tasks-gpt2", *TEXTS, LogOdds("<unk>", " he"), at="L0.mlp").total.any()  # asked for by its name
+
+
+def test_pairs_outside_of_the_vocabulary():
+    pair = partial(Pair, "The astronaut said that", "The man said that")
+    with pytest.warns(UserWarning, match="1 of 1 pairs have words that are not in the vocabulary of tasks"):
+        effects("tasks-gpt2", Pairs("mine", "text", [pair(continuations=(" he", " she"))]), at="L0.mlp")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="' astronauts' is read as .*<unk>"):
+        effects("tasks-gpt2", Pairs("mine", "text", [pair(continuations=(" astronauts", " she"))]), at="L0.mlp")
 
 
 @each_sweep

@@ -1,6 +1,7 @@
 """Pairs as a model takes them: both sides tokenised, which position stands for which, and where each named thing is."""
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +12,8 @@ from torch import Tensor
 from ..subject import Subject
 from ..tokens import Batch, TextUnits
 from ..units import groups
-from .alignment import TAKES, absolute, padded, placed, tokenised, word_of_tokens
-from .pair import Pair, Pairs, ids, token
+from .alignment import TAKES, absolute, own_tokens, padded, placed, tokenised, word_of_tokens
+from .pair import Pair, Pairs, known_ids, token
 
 Align = str | Sequence[Sequence[int]] | None
 Positions = list[list[int]]
@@ -50,7 +51,8 @@ def matched(subject: Subject, pairs: Pairs, *, align: Align = None) -> Matched:
             or for each pair, the position in the counterfactual for each one of the base, -1 for none, both counted
             without padding.
     Raises: ValueError for sides that differ in their number of tokens, with both tokenisations; for data that the model
-        does not read; and for pairs with unlike numbers of continuations.
+        does not read; for pairs with unlike numbers of continuations; and for continuations outside of the vocabulary.
+    Warns: UserWarning of sides with words outside of the vocabulary.
     """
     if TAKES[pairs.modality] != subject.modality:
         raise ValueError(f"pairs {pairs.name!r} are of {pairs.modality}, and {subject.name} reads {subject.modality}")
@@ -66,8 +68,21 @@ def matched(subject: Subject, pairs: Pairs, *, align: Align = None) -> Matched:
                           for batch, side in ((base, 0), (other, 1)))
     if not isinstance(base.units, TextUnits):
         return Matched(base, other, None, tuple(each), spans, other_spans, grouped)
-    each = [[ids(text, subject.tokenizer) for text in one] for one in each]
+    _warn_of_unknown(subject, base, other)
+    each = [[known_ids(text, subject.tokenizer) for text in one] for one in each]
     return Matched(base, other, _aligned(pairs, base, other, align), tuple(each), spans, other_spans, grouped)
+
+
+def _warn_of_unknown(subject: Subject, base: Batch, other: Batch) -> None:
+    """Tells of words that the model knows nothing of: an effect of changing one is that of any of them."""
+    reader = subject.tokenizer
+    unknown = getattr(reader, "unk_token", None)
+    if unknown is None or unknown in (reader.bos_token, reader.eos_token):  # GPT-2's stands at the end of texts
+        return
+    rows = [row for row in range(base.rows) if any(unknown in own_tokens(side, row) for side in (base, other))]
+    if rows:
+        warnings.warn(f"{len(rows)} of {base.rows} pairs have words that are not in the vocabulary of {subject.name}: "
+                      f"{tokenised(base, other, rows[0])}", stacklevel=3)
 
 
 def single(subject: Subject, pairs: Pairs) -> list[list[int]]:

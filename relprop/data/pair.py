@@ -150,6 +150,18 @@ def ids(text: object, tokenizer: object) -> list[int]:
     return found
 
 
+def known_ids(text: object, tokenizer: object) -> list[int]:
+    """The `ids` of a continuation whose every word is in the vocabulary; ids as they are.
+
+    Raises: ValueError for a text with an unknown word, whose probability would be that of any other one.
+    """
+    found, unknown = ids(text, tokenizer), getattr(tokenizer, "unk_token_id", None)
+    if isinstance(text, str) and unknown is not None and unknown in found and tokenizer.unk_token not in text:
+        raise ValueError(f"{text!r} is read as {tokenizer.convert_ids_to_tokens(found)}, {tokenizer.unk_token} for "
+                         "what is not in the vocabulary; give words that are in it, or token ids")
+    return found
+
+
 def token(text: object, tokenizer: object) -> int:
     """The one token of a continuation.
 

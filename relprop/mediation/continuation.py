@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import family
-from ..data.pair import ids as read_ids
+from ..data.pair import known_ids
 from ..errors import Undefined
 from ..subject import Subject
 from ..target import Probability, Targets, Token
@@ -156,7 +156,7 @@ def _ids(one: object, subject: Subject) -> list[int]:
     if isinstance(one, str):
         if subject.tokenizer is None:
             raise ValueError(f"{subject.name} came without a tokenizer to read {one!r}; give token ids")
-        return _known(one, subject.tokenizer)
+        return known_ids(one, subject.tokenizer)
     found = list(one)
     if not found or not all(isinstance(token, int) for token in found):
         raise ValueError(f"a continuation is a text or a list of token ids, at least one, not {one!r}")
@@ -165,18 +165,6 @@ def _ids(one: object, subject: Subject) -> list[int]:
     if wrong:
         raise ValueError(f"no token {wrong[0]} in {subject.name}, whose vocabulary has {size}; give ids of 0 to "
                          f"{(size or 1) - 1}")
-    return found
-
-
-def _known(text: str, tokenizer: Any) -> list[int]:
-    """The tokens of a text that the vocabulary can spell.
-
-    Raises: ValueError for one that it cannot, whose probability would be that of any unknown word.
-    """
-    found, unknown = read_ids(text, tokenizer), getattr(tokenizer, "unk_token_id", None)
-    if unknown is not None and unknown in found and tokenizer.unk_token not in text:
-        raise ValueError(f"{text!r} is read as {tokenizer.convert_ids_to_tokens(found)}, {tokenizer.unk_token} for "
-                         "what is not in the vocabulary; give words that are in it, or token ids")
     return found
 
 
