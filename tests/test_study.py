@@ -27,19 +27,20 @@ def task(rows=4):
 
 @pytest.fixture(scope="module")
 def model():
+    torch.manual_seed(0)
     return gpt2().double().eval()
 
 
 @pytest.fixture(scope="module", params=["heads", "heads at positions", "edges"])
 def found(request, model):
     return study(model, task(), "eap" if request.param == "edges" else "relp", level=request.param,
-                 size=8 if request.param == "edges" else 3, randoms=20)
+                 size=16 if request.param == "edges" else 3, randoms=20)
 
 
 def test_scores_are_the_methods_and_exact_effects_are_ablations(model, found):
     level, prepared = found.circuit.level, task().prepared(Subject.from_module(model))
     alone = circuit(model, task(), "eap" if level == "edges" else "relp", level=level)
-    assert dict(found.circuit.scores) == dict(alone.scores) and 0 < len(found.circuit) <= 8
+    assert dict(found.circuit.scores) == dict(alone.scores) and 0 < len(found.circuit) <= 16
     items = list(alone.scores)
     without = [[one for one in items if one != gone] for gone in found.circuit]
     values = outcomes(prepared, [items, *without], among=items)
@@ -59,10 +60,10 @@ def test_the_smallest_circuit_that_is_faithful_enough_is_kept(model):
 
 
 def test_what_the_method_has_chosen_is_kept(model):
-    own = circuit(model, task(), "cdt", options={"discover": True})
-    found = study(model, task(), "cdt", options={"discover": True}, randoms=0)
+    own = circuit(model, task(), "cdt", options={"discover": True, "keep": 1})
+    found = study(model, task(), "cdt", options={"discover": True, "keep": 1}, randoms=0)
     assert 0 < len(own) < len(own.scores) and found.circuit.kept == own.kept
-    assert len(study(model, task(), "cdt", options={"discover": True}, size=1, randoms=0).circuit) == 1
+    assert len(study(model, task(), "cdt", options={"discover": True, "keep": 1}, size=1, randoms=0).circuit) == 1
 
 
 @pytest.mark.parametrize("given, said", [
@@ -131,5 +132,7 @@ def test_the_command_writes_what_the_library_finds(tmp_path):
     signed = json.loads(run("--json", "--signed").stdout)
     assert signed["curve"]["about"]["ranking"] == "signed" and signed["circuit"]["kept"] != said["circuit"]["kept"]
     for wrong, told in [(["--option", "steps"], "NAME=VALUE"), (["--option", "stairs=3"], "no option stairs"),
+                        (["--level", "layers"], "relp has no level 'layers'; it has heads"),
+                        (["--level", "L9.mlp"], "no layer 9"),
                         (["-o", str(tmp_path / "x.txt")], "cannot write a circuit")]:
         assert told in run(*wrong).stderr

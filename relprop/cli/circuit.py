@@ -93,9 +93,9 @@ def _task(subject: Subject, name: str, count: int, seed: int, metric: str | None
 
 def _level(said: str | None) -> str | list[str] | None:
     """A level by its name, or addresses and patterns with commas."""
-    from ..circuit import NODES
-
-    return said if said is None or said in (*NODES, "edges") else listed([said])
+    if said is None or not said.startswith(("L", "embed", "logits")):
+        return said
+    return listed([said])
 
 
 def _options(given: list[str] | None) -> dict[str, Any]:

@@ -55,11 +55,12 @@ def _graph(study: Study) -> dict:
     within, fits = radius >= _WITHIN, where.size * wide >= _ABOVE  # a label is in its node, or above it, or nowhere
     nodes = [{"at": at(place), "kept": node in own, "ink": ink, "label": label(node) if within or fits else "",
               "text": color.on(scores.get(node, 0.0), end) if within else "currentColor",
-              "lift": 3 if within else -radius - 2, "told": _told(study, node, scores)}
+              "lift": 3 if within else -radius - 2, "font": min(8.5, 27 / max(1, len(label(node)))),
+              "told": _told(study, node, scores)}
              for (node, place), ink in zip(where.nodes.items(), inks)]
     return {"width": _ACROSS, "height": tall + (_FOOT if where.columns else 10), "base": tall, "radius": radius,
             "rows": [(name, tall - _ROW * (row + 0.5)) for row, name in enumerate(where.rows)],
-            "columns": _columns(study, where, wide), "scale": wiring.scale(study, end), "level": found.level,
+            "columns": _columns(study, where, wide), "scale": wiring.scale(study, where, end), "level": found.level,
             "nodes": sorted(nodes, key=lambda one: one["kept"]), "edges": _edges(study, where, at)}
 
 

@@ -81,12 +81,13 @@ def reached(study: Study) -> str:
             f"{signed(float(one.full.mean()))}, faithfulness {printed(float(one.share[0]), 3)}{low}{beaten}")
 
 
-def scale(study: Study, end: float) -> str:
+def scale(study: Study, where: Placement, end: float) -> str:
     """What colours and lines mean, in words."""
     found = study.circuit
     ends = "all scores are zero" if end == 0 else f"red +, blue −, strongest at ±{printed(end, 3)}"
     lines = "queries dashed, keys dotted, " if found.edges else ""
-    return f"change of the metric where the clean value is replaced: {ends}; {lines}rings left out"
+    rings = "rings left out" if len(where.nodes) > len(found.members) else "what is left out is not drawn"
+    return f"change of the metric where the clean value is replaced: {ends}; {lines}{rings}"
 
 
 def node_scores(found: Circuit) -> dict[str, float]:
@@ -124,7 +125,7 @@ def _graph(part: Sheet, study: Study, where: Placement) -> None:
     found, scores = study.circuit, node_scores(study.circuit)
     end = color.limit(list(scores.values()))
     part.write(0, 0, f"The circuit: {found.level}", size=BODY, weight="bold")
-    part.write(0, 0.16, shortened(scale(study, end), 72 * INNER, SMALL), size=SMALL, color=color.FAINT)
+    part.write(0, 0.16, shortened(scale(study, where, end), 72 * INNER, SMALL), size=SMALL, color=color.FAINT)
     wide, tall = INNER - _LEFT, _ROW * len(where.rows)
     axes = part.axes(_LEFT, 0.32, wide, tall)
     axes.set(xlim=(0, 1), ylim=(-0.5, len(where.rows) - 0.5))
