@@ -151,7 +151,8 @@ def test_demo(tmp_path):
     said = good("demo", "--output", tmp_path / "out")
     files = {file.name for file in (tmp_path / "out").iterdir()}
     assert files >= {"digits.png", "digits.html", "review.png", "review.html", "heads.png", "heads.html"}
-    assert "ledger" in said and "heads of tasks-gpt2" in said
+    assert "softmax" in said and "position embeddings" in said  # of the ledger
+    assert "heads of tasks-gpt2" in said and "makes a, ' he', likely against b, ' she'" in said
 
 
 def test_stdin_is_lines(monkeypatch):
