@@ -51,7 +51,7 @@ Count = Annotated[int, typer.Option("--count", metavar="N", min=1, help="Inputs,
 Randoms = Annotated[int, typer.Option("--randoms", metavar="N", min=0, help="Random circuits to hold it against.")]
 Tests = Annotated[bool, typer.Option("--tests", help="The hypothesis tests of Shi et al. 2024, too.")]
 Options = Annotated[list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help=(
-    "Of the method, such as steps=5 or threshold=0.05; once for each."
+    "Of the method, such as steps=5 or tau=0.05; once for each."
 ))]  # fmt: skip
 Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help=(
     "Save to this file: .html, .png, .svg, .pdf, .json, .csv, .graphml, .dot. Or a folder, for "
