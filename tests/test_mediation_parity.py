@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -410,8 +411,11 @@ def test_what_the_authors_recorded_of_real_weights(name):
 
 def test_every_array_of_the_reference_is_compared(request):
     """But what the original computes wrongly on purpose of the record, "peer", beside which it has what is right."""
-    known = {name for name, one in globals().items() if name.startswith("test_")}
-    ran = {item.function.__name__ for item in request.session.items if item.module.__name__ == __name__}
+    known = {name for name in globals() if name.startswith("test_")}
+    ran = {item.function.__name__ for item in request.session.items if getattr(item, "module", None) is not None
+           and item.module.__name__ == __name__}
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("other processes make some of the comparisons; run this file in one: pytest " + __file__)
     if known - ran or len(COMPARED) < 2:
         pytest.skip(f"some of the comparisons were left out: {sorted(known - ran)[:3]}")
     cases = {path.stem.removeprefix("vig_") for path in (SHARED / "reference").glob("vig_*.safetensors")}
