@@ -199,6 +199,8 @@ def test_subsets_of_tokens(name):
     close(irrel, one.output("irrel_logits"))
     states = torch.stack([torch.stack([part.at[layer].rel[0, 0] for part in parts]) for layer in looks])
     close(states, one.output("rel_states").double(), 1e-6)  # which are kept in float32
+    states = torch.stack([torch.stack([part.at[layer].irrel[0, 0] for part in parts]) for layer in looks])
+    close(states, one.output("irrel_states").double(), 1e-6)
     rel, irrel, _ = apart(run, subsets(run, one, 1), lambda output: output.logits)
     close(irrel, one.output("irrel_logits_level1"))
     if one.output("rel_logits_level1").abs().max():
@@ -247,6 +249,23 @@ def test_local_importance(name):
         if suffix == "_skip2":
             scores = torch.stack([part.sum() for part in scores.split(2)])
         close(scores, expected, 1e-6)  # a map is float32
+
+
+@pytest.mark.parametrize("name", BASIC)
+def test_local_importance_of_all_else(name):
+    """What the rest of the text makes up of the same contrasts."""
+    one = case(name)
+    real, about, run = one.input("attention_mask")[0].bool(), one.about["targets"], one.run(HELD)
+    windows = {1: real.nonzero().split(1), 2: real.nonzero().split(2)}
+    for suffix, level, skip, number in [("", 0, 1, ""), ("_level1", 1, 1, ""), ("_skip2", 0, 2, ""),
+                                        ("_label2", 0, 1, "2")]:
+        place = next(run.placing.places(f"L{level}.in"))[1]
+        tokens = [Source(str(at), (replace(place, where=torch.zeros_like(real).scatter(0, at.flatten(), True)[None]),))
+                  for at in windows[skip]]
+        rel, irrel, _ = apart(run, tokens, lambda output: output.logits)
+        a, b = about[f"label{number}"], about[f"closest_competitor{number}"]
+        close(rel[:, a] - rel[:, b], one.output(f"local_scores{suffix}"))
+        close(irrel.flatten(0, -2)[:, a] - irrel.flatten(0, -2)[:, b], one.output(f"local_irrel_scores{suffix}"))
 
 
 

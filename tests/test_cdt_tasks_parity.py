@@ -262,6 +262,13 @@ def kept_best(prepared, ranked, ablation):
     return outcomes(prepared, kept, among=nodes, ablation=ablation)
 
 
+class Likeliest(Margin):
+    """Whether the year of the largest logit is a right one: positive where it is."""
+
+    def combined(self, right, wrong):
+        return right.nan_to_num(-torch.inf).amax(-1) - wrong.nan_to_num(-torch.inf).amax(-1)
+
+
 def test_circuits_of_greater_than():
     one = case("greater_than")
     good, years = one.input("good_mask").bool(), one.input("year_ids")
@@ -272,6 +279,9 @@ def test_circuits_of_greater_than():
         Subject.from_module(one.model, task="text-generation"))
     found = kept_best(prepared, one.output("ranked_heads").tolist(), "mean by position")
     close(found.mean(1), one.output("circuit_eval")[:, 0])
+    likeliest = kept_best(replace(prepared.task, metric=Likeliest(metric.right, metric.wrong)).prepared(
+        prepared.subject), one.output("ranked_heads").tolist(), "mean by position")
+    close((likeliest > 0).double().mean(1), one.output("circuit_eval")[:, 1])
 
 
 def test_circuits_of_docstring():
