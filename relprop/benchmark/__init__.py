@@ -80,7 +80,8 @@ def benchmark(subject: str | Subject | nn.Module | tuple, data: str | PathLike |
 
     With `out`, every chunk of rows is written when it is done, and a call with the same arguments goes on where one was
     stopped. Under `accelerate launch` (without GPUs with `--multi_gpu`) or `torchrun` the chunks are shared among the
-    processes; the numbers do not depend on how many there are. On several machines the folder must be one that all of them see.
+    processes; the numbers do not depend on how many there are. On several machines the folder must be one that all of
+    them see.
 
     Args:
         subject: what `relprop.load` takes, a `Subject`, or an `nn.Module`.

@@ -46,6 +46,8 @@ REACH = 0.95
 """Faithfulness that the circuit is to have, where no size is given."""
 EACH, SPARSE = 200, 40
 """Items up to which every size is tried, and sizes that are tried of more."""
+HEADS = 12
+"""Heads of the circuit, at most, whose attention patterns are kept."""
 
 
 class Study(result.Study):
@@ -172,7 +174,7 @@ def _scene(task: Prepared, found: Circuit) -> dict[str, Any]:
     """The first example, and what the strongest heads of the circuit attend to in it."""
     asking = Asking(task.subject, task.clean, task.corrupted, task.outcome, [task.questions], torch.arange(task.rows))
     with ready(task.model):
-        seen = patterns(asking, strongest(found))
+        seen = patterns(asking, strongest(found), most=HEADS)
     return {**scene(asking), **({"patterns": seen} if seen else {})}
 
 

@@ -38,13 +38,14 @@ def scene(task: Task) -> dict[str, Any]:
     return {"tokens": sides[0], "pair": said}
 
 
-def patterns(task: Task, strongest: Sequence[str]) -> list[dict[str, Any]]:
-    """What the first of these mediators that are heads of self-attention attend to in the first example, on both sides:
-    the "head", its "tokens" and patterns, (T, T), as "base" and "counterfactual". None of pictures, of a text of more
-    than `LONGEST` tokens, and of a model whose patterns cannot be seen. Cost: four forward passes of one row.
+def patterns(task: Task, strongest: Sequence[str], *, most: int = HEADS) -> list[dict[str, Any]]:
+    """What the strongest of these mediators that are heads of self-attention, at `most` so many, attend to in the first
+    example, on both sides: the "head", its "tokens" and patterns, (T, T), as "base" and "counterfactual". None of
+    pictures, of a text of more than `LONGEST` tokens, and of a model whose patterns cannot be seen. Cost: four forward
+    passes of one row.
     """
     heads = list(dict.fromkeys(match[1] for match in map(_HEAD.fullmatch, strongest) if match))
-    heads = [one for one in heads if Address.parse(one).part == "attn"][:HEADS]
+    heads = [one for one in heads if Address.parse(one).part == "attn"][:most]
     sides = [batch.take(task.rows[:1]) for batch in (task.base, task.counterfactual)]
     if not heads or not isinstance(sides[0].units, TextUnits) or len(_tokens(sides[0])) > LONGEST:
         return []
