@@ -30,7 +30,7 @@ from .load import load
 from .lrp import by_composite
 from .positions import NONE
 from .positions import check as check_positions
-from .result import Circuit, Curve, Faithfulness, Ledger, Relevance, archive, circuit, faithfulness, read
+from .result import Circuit, Curve, Faithfulness, Ledger, Relevance, archive, read
 from .still import settled
 from .subject import Subject
 from .target import Targets
@@ -307,7 +307,7 @@ def open(path: str | PathLike) -> Explanation | list[Explanation] | Circuit | Fa
 
     Raises: ValueError for a file that is not ours or of another version; FileNotFoundError if there is none.
     """
-    kind = {circuit.KIND: Circuit, faithfulness.KIND: Faithfulness}.get(archive.kind(path))
+    kind = {one.kind: one for one in (Circuit, Faithfulness)}.get(archive.kind(path))
     if kind is not None:
         return kind.open(path)
     found = [_lifted(result) for result in read(path)]

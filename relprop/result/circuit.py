@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ..address import Address
-from . import archive
+from .filed import Filed
 from .number import amount
 
 if TYPE_CHECKING:
     from networkx import DiGraph
     from pandas import DataFrame
 
-KIND = "circuit"
 ARROW = " -> "  # between the ends of an edge, in texts
-SUFFIXES = (".json", ".graphml", ".dot", ".csv")
 
 Edge = tuple[str, str]
 Item = str | Edge
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class Circuit(Filed):
     """Nodes, or edges between nodes, with their scores, and which of them are `kept`: the circuit.
 
     A node is the text of an address; an edge goes from a node to an input of another one, "L0.mlp" -> "L5.attn.H3.q". A
@@ -39,6 +35,9 @@ class Circuit:
         the items; None: all of them.
     Raises: ValueError for a score that is no finite number, or a kept item that is not there.
     """
+
+    kind, called = "circuit", "a circuit"
+    suffixes = (".json", ".graphml", ".dot", ".csv")
 
     nodes: Mapping[str, float | None] = field(default_factory=dict)
     edges: Mapping[Edge, float | None] = field(default_factory=dict)
@@ -251,56 +250,35 @@ class Circuit:
 
     # -- files --------------------------------------------------------------------------------------------------------
 
-    def to_dict(self) -> dict:
-        """JSON-able; `from_dict` is the way back. Raises: ValueError if there is NaN or inf in `about`."""
+    def _lines(self) -> DataFrame:
+        return self.frame()
+
+    def tree(self) -> dict:
+        """Plain data."""
         places = {item: place for place, item in enumerate(self.scores)}
-        tree = {"nodes": dict(self.nodes), "edges": [[*edge, score] for edge, score in self.edges.items()],
+        return {"nodes": dict(self.nodes), "edges": [[*edge, score] for edge, score in self.edges.items()],
                 "level": self.level, "method": self.method, "about": dict(self.about),
                 "kept": sorted(places[item] for item in self.kept)}
-        return archive.plain(archive.sealed(KIND, tree))
 
-    def to_json(self) -> str:
-        """`to_dict` as strict JSON."""
-        return json.dumps(self.to_dict(), allow_nan=False)
-
-    def save(self, path: str | PathLike) -> Path:
-        """Writes the circuit as the suffix says: .json, everything, for `relprop.open`; .csv, the table; .graphml and
-        .dot, what is kept as a graph.
-
-        Raises: ValueError for another suffix; FileNotFoundError if the folder does not exist.
+    @classmethod
+    def from_tree(cls, data: Mapping) -> Self:
+        """The circuit that has this tree. Raises: KeyError, TypeError, IndexError or AttributeError for what has none.
         """
-        path = Path(path)
-        suffix = path.suffix.lower()
-        if suffix == ".json":
-            path.write_text(self.to_json(), encoding="utf-8")
-        elif suffix == ".csv":
-            self.frame().to_csv(path)
-        elif suffix == ".dot":
+        edges = {(u, v): score for u, v, score in data["edges"]}
+        items: Sequence[Item] = [*(edges or data["nodes"])]
+        kept = frozenset(items[place] for place in data["kept"])
+        return cls(dict(data["nodes"]), edges, data["level"], data["method"], dict(data["about"]), kept)
+
+    def _write(self, path: Path, suffix: str) -> None:
+        """Besides .json, everything, and .csv, the table: .graphml and .dot, what is kept as a graph."""
+        if suffix == ".dot":
             path.write_text(self.dot(), encoding="utf-8")
         elif suffix == ".graphml":
             from networkx import generate_graphml
 
             path.write_text("\n".join(generate_graphml(self.graph())), encoding="utf-8")
         else:
-            raise ValueError(f"cannot write a circuit to {path.name}; it is written to {', '.join(SUFFIXES)}")
-        return path
-
-    @classmethod
-    def open(cls, path: str | PathLike) -> Self:
-        """The circuit in a .json file. Raises: ValueError for a file that holds none."""
-        return cls.from_dict(archive.from_json(Path(path).read_text(encoding="utf-8")))
-
-    @classmethod
-    def from_dict(cls, data: Mapping) -> Self:
-        """The circuit that `to_dict` wrote. Raises: ValueError for what is none."""
-        archive.check(data, KIND)
-        try:
-            edges = {(u, v): score for u, v, score in data["edges"]}
-            items: Sequence[Item] = [*(edges or data["nodes"])]
-            kept = frozenset(items[place] for place in data["kept"])
-            return cls(dict(data["nodes"]), edges, data["level"], data["method"], dict(data["about"]), kept)
-        except (KeyError, TypeError, IndexError, AttributeError) as cause:
-            raise ValueError(f"this circuit is damaged: {type(cause).__name__}: {cause}") from cause
+            super()._write(path, suffix)
 
 
 def said(item: Item) -> str:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
 from . import archive
+from .filed import Filed
 from .number import amount, chance
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_KIND = "effects"
 SCALES = ("difference", "ratio")
 KINDS = ("total", "direct", "indirect", "controlled")
 
@@ -36,7 +33,7 @@ class Summary:
 
 
 @dataclass(frozen=True, eq=False)
-class Effects:
+class Effects(Filed):
     """Effects of M mediators on B examples, all float64.
 
     What was measured are outcomes: `base` and `counterfactual`, (B,), of the two inputs; `indirect_outcome`, of the
@@ -44,6 +41,8 @@ class Effects:
     the base, (M, B); `controlled_outcome`, of both with the mediator at a given value, (2, M, B). None: not asked for.
     Effects are made of them on a `scale`: "difference", y - y_0, or "ratio", y / y_0 - 1 (Vig et al. 2020).
     """
+
+    kind = called = "effects"
 
     mediators: tuple[str, ...]
     base: Tensor
@@ -159,56 +158,21 @@ class Effects:
 
     # -- files -----------------------------------------------------------------------------------------------------
 
+    def _lines(self) -> DataFrame:
+        return self.table()
+
     def tree(self) -> dict:
         """Plain data and tensors."""
         return {**vars(self), "mediators": list(self.mediators),
                 "summaries": {kind: dict(vars(one)) for kind, one in self.summaries.items()}}
 
-    def to_dict(self) -> dict:
-        """JSON-able; `from_dict` is the way back. Raises: ValueError if there is NaN or inf anywhere."""
-        return archive.plain(archive.sealed(_KIND, self.tree()))
-
-    def to_json(self) -> str:
-        """`to_dict` as strict JSON."""
-        return json.dumps(self.to_dict(), allow_nan=False)
-
-    def save(self, path: str | PathLike) -> Path:
-        """Writes everything as the suffix says: .json, .safetensors, or the table alone as .csv.
-
-        Raises: ValueError for another suffix.
-        """
-        path = Path(path)
-        if path.suffix == ".json":
-            path.write_text(self.to_json(), encoding="utf-8")
-        elif path.suffix == ".safetensors":
-            archive.write(archive.sealed(_KIND, self.tree()), path)
-        elif path.suffix == ".csv":
-            self.table().to_csv(path)
-        else:
-            raise ValueError(f"cannot write effects to {path.name}; they are written to .json, .safetensors and .csv")
-        return path
-
     @classmethod
-    def open(cls, path: str | PathLike) -> Self:
-        """The effects in a .json or .safetensors file. Raises: ValueError for a file that holds none."""
-        path = Path(path)
-        if path.suffix == ".safetensors":
-            return cls.from_dict(archive.load(path))
-        return cls.from_dict(archive.from_json(path.read_text(encoding="utf-8")))
-
-    @classmethod
-    def from_dict(cls, data: Mapping) -> Self:
-        """The effects that `to_dict` wrote. Raises: ValueError for what is none."""
-        archive.check(data, _KIND)
-        try:
-            names = ("base", "counterfactual", "indirect_outcome", "direct_outcome", "controlled_outcome")
-            outcomes = {name: None if data[name] is None else archive.tensor(data, name) for name in names}
-            summaries = {kind: Summary(**{name: None if one[name] is None else archive.tensor(one, name)
-                                          for name in ("mean", "low", "high", "p", "q")})
-                         for kind, one in data["summaries"].items()}
-            return cls(mediators=tuple(data["mediators"]), scale=data["scale"], outcome=data["outcome"],
-                       summaries=summaries, about=dict(data["about"]), **outcomes)
-        except (KeyError, TypeError, AttributeError) as cause:
-            raise ValueError(f"these effects are damaged: {type(cause).__name__}: {cause}") from cause
-
-
+    def from_tree(cls, data: Mapping) -> Self:
+        """The effects that have this tree. Raises: KeyError, TypeError or AttributeError for what has none."""
+        names = ("base", "counterfactual", "indirect_outcome", "direct_outcome", "controlled_outcome")
+        outcomes = {name: None if data[name] is None else archive.tensor(data, name) for name in names}
+        summaries = {kind: Summary(**{name: None if one[name] is None else archive.tensor(one, name)
+                                      for name in ("mean", "low", "high", "p", "q")})
+                     for kind, one in data["summaries"].items()}
+        return cls(mediators=tuple(data["mediators"]), scale=data["scale"], outcome=data["outcome"],
+                   summaries=summaries, about=dict(data["about"]), **outcomes)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
 from . import archive
+from .filed import Filed
 from .number import amount
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-KIND = "faithfulness"
 _TENSORS = ("outcome", "full", "empty", "kept", "low", "high")
 
 
 @dataclass(frozen=True, eq=False)
-class Faithfulness:
+class Faithfulness(Filed):
     """The metric of N circuits on B inputs, beside that of the whole model and of nothing of it, float64.
 
     Args: names: of the circuits. outcome: (N, B), with all that a circuit leaves out ablated; full, empty: (B,), with
@@ -31,6 +28,9 @@ class Faithfulness:
         interval over the inputs of `share`, (N,); None with one input. fractions: sizes that were asked for, (N,), as
         shares of all items, where the circuits are of rising size. about: ablation, metric, ranking.
     """
+
+    kind = called = "faithfulness"
+    suffixes = (".json", ".csv")
 
     names: tuple[str, ...]
     outcome: Tensor
@@ -127,33 +127,16 @@ class Faithfulness:
 
     # -- files --------------------------------------------------------------------------------------------------------
 
-    def to_dict(self) -> dict:
-        """JSON-able; `from_dict` is the way back."""
-        return archive.plain(archive.sealed(KIND, {**vars(self), "names": list(self.names)}))
+    def _lines(self) -> DataFrame:
+        return self.frame()
 
-    def save(self, path: str | PathLike) -> Path:
-        """Writes everything to .json, or the table to .csv. Raises: ValueError for another suffix."""
-        path = Path(path)
-        if path.suffix == ".json":
-            path.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")
-        elif path.suffix == ".csv":
-            self.frame().to_csv(path)
-        else:
-            raise ValueError(f"cannot write faithfulness to {path.name}; it is written to .json and .csv")
-        return path
+    def tree(self) -> dict:
+        """Plain data and tensors."""
+        return {**vars(self), "names": list(self.names)}
 
     @classmethod
-    def open(cls, path: str | PathLike) -> Self:
-        """What was saved as .json. Raises: ValueError for a file that holds none."""
-        return cls.from_dict(archive.from_json(Path(path).read_text(encoding="utf-8")))
-
-    @classmethod
-    def from_dict(cls, data: Mapping) -> Self:
-        """What `to_dict` wrote. Raises: ValueError for what is none."""
-        archive.check(data, KIND)
-        try:
-            tensors = {name: None if data[name] is None else archive.tensor(data, name)
-                       for name in (*_TENSORS, "fractions")}
-            return cls(names=tuple(data["names"]), items=data["items"], about=dict(data["about"]), **tensors)
-        except (KeyError, TypeError, AttributeError) as cause:
-            raise ValueError(f"this faithfulness is damaged: {type(cause).__name__}: {cause}") from cause
+    def from_tree(cls, data: Mapping) -> Self:
+        """What has this tree. Raises: KeyError, TypeError or AttributeError for what has none."""
+        tensors = {name: None if data[name] is None else archive.tensor(data, name)
+                   for name in (*_TENSORS, "fractions")}
+        return cls(names=tuple(data["names"]), items=data["items"], about=dict(data["about"]), **tensors)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from . import archive
 from .circuit import Circuit, Item, said
 from .faithfulness import Faithfulness
+from .filed import Filed
 from .number import amount, percent
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-KIND = "study"
-
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class Study(Filed):
     """A circuit, what it does alone, and what each part of it does.
 
     Args: circuit: with the scores of all items, narrowed to those that are kept. curve: faithfulness over the size of
@@ -31,6 +27,9 @@ class Study:
         tests: rows of the tests of Shi et al. 2024; None: not asked for.
         about: of the first example, "tokens", "pair", "pictures" and "patterns".
     """
+
+    kind, called = "study", "a study"
+    suffixes = (".json", ".csv", ".graphml", ".dot")
 
     circuit: Circuit
     curve: Faithfulness
@@ -71,44 +70,30 @@ class Study:
 
     # -- files --------------------------------------------------------------------------------------------------------
 
-    def to_dict(self) -> dict:
-        """JSON-able; `from_dict` is the way back. Raises: ValueError if there is NaN or inf anywhere."""
-        tree = {"circuit": self.circuit.to_dict(), "curve": self.curve.to_dict(), "alone": self.alone.to_dict(),
+    def _lines(self) -> DataFrame:
+        return self.table()
+
+    def tree(self) -> dict:
+        """Plain data and tensors."""
+        return {"circuit": self.circuit.to_dict(), "curve": self.curve.to_dict(), "alone": self.alone.to_dict(),
                 "exact": [self.exact[item] for item in self.circuit],
                 "chance": None if self.chance is None else dict(self.chance), "tests": self.tests, "about": self.about}
-        return archive.plain(archive.sealed(KIND, tree))
 
-    def save(self, path: str | PathLike) -> Path:
-        """Writes everything to .json, the table to .csv, or the circuit as a graph, .graphml or .dot.
-
-        Raises: ValueError for another suffix; FileNotFoundError if the folder does not exist.
+    @classmethod
+    def from_tree(cls, data: Mapping) -> Self:
+        """The study that has this tree. Raises: KeyError, TypeError or AttributeError for what has none, and ValueError
+        for one whose parts are of another circuit.
         """
-        path = Path(path)
-        suffix = path.suffix.lower()
-        if suffix == ".json":
-            path.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")
-        elif suffix == ".csv":
-            self.table().to_csv(path)
-        else:
+        found = Circuit.from_dict(data["circuit"])
+        both = (Faithfulness.from_dict(data[name]) for name in ("curve", "alone"))
+        return cls(found, *both, dict(zip(found, data["exact"])), data["chance"], data["tests"], dict(data["about"]))
+
+    def _write(self, path: Path, suffix: str) -> None:
+        """Besides .json, everything, and .csv, the table: the circuit as a graph."""
+        if suffix in (".graphml", ".dot"):
             self.circuit.save(path)
-        return path
-
-    @classmethod
-    def open(cls, path: str | PathLike) -> Self:
-        """What a .json file holds. Raises: ValueError for a file that holds another thing."""
-        return cls.from_dict(archive.from_json(Path(path).read_text(encoding="utf-8")))
-
-    @classmethod
-    def from_dict(cls, data: Mapping) -> Self:
-        """What `to_dict` wrote. Raises: ValueError for what is none."""
-        archive.check(data, KIND)
-        try:
-            found = Circuit.from_dict(data["circuit"])
-            exact = dict(zip(found, data["exact"], strict=True))
-            both = (Faithfulness.from_dict(data[name]) for name in ("curve", "alone"))
-            return cls(found, *both, exact, data["chance"], data["tests"], dict(data["about"]))
-        except (KeyError, TypeError, AttributeError) as cause:
-            raise ValueError(f"this study is damaged: {type(cause).__name__}: {cause}") from cause
+        else:
+            super()._write(path, suffix)
 
 
 __all__ = ["Study"]

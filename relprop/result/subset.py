@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Self
 
 from torch import Tensor
 
 from . import archive
+from .filed import Filed
 from .number import amount, percent
 
 if TYPE_CHECKING:
@@ -20,59 +18,15 @@ if TYPE_CHECKING:
 _TENSORS = ("effects", "alone", "whole", "total")
 
 
-class _Filed:
-    """A result that is written to a file and read back."""
-
-    kind: ClassVar[str]
-
-    def to_dict(self) -> dict:
-        """JSON-able; `from_dict` is the way back. Raises: ValueError if there is NaN or inf anywhere."""
-        return archive.plain(archive.sealed(self.kind, self.tree()))
-
-    def save(self, path: str | PathLike) -> Path:
-        """Writes everything as .json or .safetensors, or the table alone as .csv.
-
-        Raises: ValueError for another suffix.
-        """
-        path = Path(path)
-        if path.suffix == ".json":
-            path.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")
-        elif path.suffix == ".safetensors":
-            archive.write(archive.sealed(self.kind, self.tree()), path)
-        elif path.suffix == ".csv":
-            self.table().to_csv(path)
-        else:
-            raise ValueError(f"cannot write a {self.kind[:6]} to {path.name}; it is written to .json, .safetensors and "
-                             ".csv")
-        return path
-
-    @classmethod
-    def open(cls, path: str | PathLike) -> Self:
-        """What a .json or .safetensors file holds. Raises: ValueError for a file that holds another thing."""
-        path = Path(path)
-        if path.suffix == ".safetensors":
-            return cls.from_dict(archive.load(path))
-        return cls.from_dict(archive.from_json(path.read_text(encoding="utf-8")))
-
-    @classmethod
-    def from_dict(cls, data: Mapping) -> Self:
-        """What `to_dict` wrote. Raises: ValueError for what is none."""
-        archive.check(data, cls.kind)
-        try:
-            return cls.from_tree(data)
-        except (KeyError, TypeError, AttributeError) as cause:
-            raise ValueError(f"this {cls.kind} is damaged: {type(cause).__name__}: {cause}") from cause
-
-
 @dataclass(frozen=True, eq=False)
-class Subset(_Filed):
+class Subset(Filed):
     """Mediators in the order in which they were chosen, and indirect effects on B examples, float64.
 
     `effects`, (k, B): of the first i of the `chosen` together. `alone`, (M, B): of each of all `mediators` by itself;
     `whole`, (B,): of all together. `total`, (B,): of the counterfactual.
     """
 
-    kind = "subset"
+    kind, called = "subset", "a subset"
 
     how: str
     chosen: tuple[str, ...]
@@ -145,6 +99,9 @@ class Subset(_Filed):
         """Examples."""
         return len(self.total)
 
+    def _lines(self) -> DataFrame:
+        return self.table()
+
     def tree(self) -> dict:
         """Plain data and tensors."""
         return dict(vars(self))
@@ -157,10 +114,10 @@ class Subset(_Filed):
                    scale=data["scale"], outcome=data["outcome"], about=dict(data["about"]), **found)
 
 
-class Subsets(_Filed, dict[str, Subset]):
+class Subsets(Filed, dict[str, Subset]):
     """Subsets by name, such as that of each layer."""
 
-    kind = "subsets"
+    kind, called = "subsets", "a subset"
     of = Subset
 
     def table(self) -> DataFrame:
@@ -172,6 +129,9 @@ class Subsets(_Filed, dict[str, Subset]):
     def summary(self) -> str:
         """The summaries of all, one beneath the other."""
         return "\n".join(f"{name or 'all'}: {one.summary()}" for name, one in self.items())
+
+    def _lines(self) -> DataFrame:
+        return self.table()
 
     def tree(self) -> dict:
         """Plain data and tensors."""
