@@ -32,6 +32,7 @@ from ..result import study as result
 from ..result.circuit import Item, owner
 from ..subject import Subject
 from ..view.save import checked as place
+from ..view.save import drawn
 from . import circuit as scored
 from .evaluation import curve, faithfulness
 from .run import outcomes
@@ -65,15 +66,7 @@ class Study(result.Study):
 
         Raises: ValueError for another suffix; FileNotFoundError if the folder does not exist.
         """
-        path = checked(path)
-        suffix = path.suffix.lower()
-        if suffix == ".html":
-            path.write_text(view.studied(self), encoding="utf-8", errors="xmlcharrefreplace")
-        elif suffix in (".png", ".svg", ".pdf"):
-            self.show().savefig(path, format=suffix[1:])
-        else:
-            super().save(path)
-        return path
+        return drawn(self, checked(path), page=view.studied, data=super().save)
 
 
 def study(subject: str | Subject | nn.Module | tuple, task: Task | str | Prepared, method: str = "cdt", *,

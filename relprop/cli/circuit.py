@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .given import listed, own_device, subject_of, watched
+from .given import listed, own_device, saved_later, subject_of, watched
 from .mediation import OWN
 from .option import BUNDLED, AsJson, BatchSize, Device, Dtype, Seed
 
@@ -116,12 +116,8 @@ def _options(given: list[str] | None) -> dict[str, Any]:
 
 
 def _saved_later(output: Path | None) -> list[Path]:
-    """The files that will be written; raises what that would, before anything has been computed."""
     if output is None:
         return []
     from ..circuit.study import checked
 
-    if output.suffix and not output.is_dir():
-        return [checked(output)]
-    output.mkdir(parents=True, exist_ok=True)
-    return [output / f"circuit.{suffix}" for suffix in WRITTEN]
+    return saved_later(output, "circuit", WRITTEN, checked)

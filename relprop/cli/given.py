@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +104,17 @@ def listed(names: list[str] | None) -> list[str] | None:
     ['a', 'b', 'c']
     """
     return None if names is None else [name.strip() for each in names for name in each.split(",") if name.strip()]
+
+
+def saved_later(output: Path, name: str, suffixes: Sequence[str], checked: Callable[[Path], Path]
+                ) -> list[Path]:
+    """The files that will be written: `output`, or of a folder `name` with each suffix; raises what that would, before
+    anything has been computed.
+    """
+    if output.suffix and not output.is_dir():
+        return [checked(output)]
+    output.mkdir(parents=True, exist_ok=True)
+    return [output / f"{name}.{suffix}" for suffix in suffixes]
 
 
 def own_device() -> str | None:

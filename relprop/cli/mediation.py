@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .given import listed, own_device, subject_of, target_of, watched
+from .given import listed, own_device, saved_later, subject_of, target_of, watched
 from .option import BUNDLED, AsJson, BatchSize, Device, Dtype, Seed
 
 if TYPE_CHECKING:
@@ -301,15 +301,11 @@ class _Clean:
 
 
 def _saved_later(output: Path | None, name: str) -> list[Path]:
-    """The files that will be written; raises what that would, before anything has been computed."""
     if output is None:
         return []
     from ..mediation.finding import checked
 
-    if output.suffix and not output.is_dir():
-        return [checked(output)]
-    output.mkdir(parents=True, exist_ok=True)
-    return [output / f"{name}.{suffix}" for suffix in WRITTEN]
+    return saved_later(output, name, WRITTEN, checked)
 
 
 def _of_tokens(data: str | None) -> bool:

@@ -1,15 +1,15 @@
 """Effects and subsets that can be drawn: what is given back, and what is opened from a file."""
 from __future__ import annotations
 
-from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import view
 from ..result import effects as result
 from ..result import subset
 from ..view.save import checked as place
+from ..view.save import drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ class Effects(result.Effects):
 
         Raises: ValueError for another suffix; FileNotFoundError if the folder does not exist.
         """
-        return _saved(self, path, super().save, view.account)
+        return drawn(self, checked(path), page=view.account, data=super().save)
 
 
 class Subset(subset.Subset):
@@ -42,7 +42,7 @@ class Subset(subset.Subset):
 
     def save(self, path: str | PathLike) -> Path:
         """Writes the subset as the suffix says; see `Effects.save`."""
-        return _saved(self, path, super().save, view.selection)
+        return drawn(self, checked(path), page=view.selection, data=super().save)
 
 
 class Subsets(subset.Subsets):
@@ -56,19 +56,7 @@ class Subsets(subset.Subsets):
 
     def save(self, path: str | PathLike) -> Path:
         """Writes the subsets as the suffix says; see `Effects.save`."""
-        return _saved(self, path, super().save, view.selection)
-
-
-def _saved(found: Any, path: str | PathLike, as_data: Callable[[Path], Path], page: Callable[[Any], str]) -> Path:
-    path = checked(path)
-    suffix = path.suffix.lower()
-    if suffix == ".html":
-        path.write_text(page(found), encoding="utf-8", errors="xmlcharrefreplace")
-    elif suffix in (".png", ".svg", ".pdf"):
-        found.show().savefig(path, format=suffix[1:])
-    else:
-        as_data(path)
-    return path
+        return drawn(self, checked(path), page=view.selection, data=super().save)
 
 
 def checked(path: str | PathLike) -> Path:

@@ -31,8 +31,6 @@ from .template import template
 
 LISTED = 20
 """Mediators in the table of the strongest."""
-_STRONGEST = 0.75  # opacity of the strongest cell, so that it can be read on light and on dark
-_RED, _BLUE = "178,24,43", "33,102,172"  # color.POSITIVE and color.NEGATIVE
 _ACROSS, _HIGH = 640, 22  # of the points of neurons, in pixels: width, and height of a layer
 _POINTS = 2000  # drawn of a cloud, the strongest
 _DRAWN = ("model", "pair", "tokens", "pictures", "patterns", "grouped")  # of what is known, shown elsewhere on the page
@@ -48,7 +46,7 @@ def account(effects: Effects) -> str:
         title=heading(effects), under=subheading(effects), kind=kind, kinds=kinds, level=LEVEL,
         lines=[_line(effects, name, kinds, kind) for name in names], count=len(effects.mediators),
         boards=[_board(of, part, kind) for of, part in parts if part.shape == "board"],
-        pictures=_pictures(effects, kind), heads=_heads(effects), said=pattern.scale(), sides={},
+        pictures=_pictures(effects, kind), heads=pattern.pages(effects), said=pattern.scale(), sides={},
         clouds=[_cloud(of, part, kind) for of, part in parts if part.shape == "cloud"],
         bars=bars.pages(effects) if kinds else None, examples=_examples(effects), facts=_facts(effects))
 
@@ -66,7 +64,7 @@ def _number(effects: Effects, kind: str, index: int) -> dict:
     one, end = effects.summaries[kind], color.limit(effects.summaries[kind].mean)
     low = "" if one.low is None else f"{signed(float(one.low[index]))} to {signed(float(one.high[index]))}"
     mean = float(one.mean[index])
-    return {"mean": signed(mean), "span": low, "tint": _tint(mean, end)}
+    return {"mean": signed(mean), "span": low, "tint": color.tint(mean, end)}
 
 
 def _p(effects: Effects, kind: str, index: int) -> tuple[str, str]:
@@ -83,7 +81,7 @@ def _board(effects: Effects, part: Arrangement, kind: str) -> dict:
     mean, holds = effects.summaries[kind].mean, found(effects, kind)
     end = color.limit(mean[list(part.index)])
     cell = lambda one: None if one is None else {
-        "text": rounded(float(mean[one]), end), "tint": _tint(float(mean[one]), end), "holds": holds[one],
+        "text": rounded(float(mean[one]), end), "tint": color.tint(float(mean[one]), end), "holds": holds[one],
         "told": f"{effects.mediators[one]}: {interval(effects, kind, one)}"
                 + ("" if effects.summaries[kind].q is None else f", q {_p(effects, kind, one)[1]}")}
     bars = _sums(*layers(effects, part, kind))
@@ -112,12 +110,6 @@ def _pictures(effects: Effects, kind: str) -> list[dict]:
     both = zip(("base", "counterfactual"), patch.sides(effects))
     return [{"title": "The first example", "scale": "",
              "panels": [(name, "", png(one.images[0].numpy())) for name, one in both]}]
-
-
-def _heads(effects: Effects) -> list[dict]:
-    """Attention patterns of the strongest heads, cells as a data address."""
-    return [{**head, "sides": [{**one, "pixels": png(one["pixels"])} for one in head["sides"]]}
-            for head in pattern.pages(effects)]
 
 
 def _cloud(effects: Effects, part: Arrangement, kind: str) -> dict:
@@ -152,11 +144,6 @@ def _facts(effects: Effects) -> list[tuple[str, str]]:
                  if one not in (None, False) and not isinstance(one, Mapping)]
     return [("model", str(effects.about.get("model", "?"))), ("outcome", effects.outcome), ("scale", effects.scale),
             *said]
-
-
-def _tint(value: float, end: float) -> str:
-    strength = _STRONGEST * float(color.share(value, end))
-    return f"rgba({_RED if strength >= 0 else _BLUE},{abs(strength):.3f})"
 
 
 __all__ = ["LISTED", "account"]

@@ -24,6 +24,8 @@ MOST_FIRST, LEAST_FIRST, CHANCE = (
     "#e66101",
     "#8c8c8c",
 )  # of ablation curves; from PuOr, so that no sign is meant
+_STRONGEST = 0.75  # opacity of the strongest tint
+_RED, _BLUE = (",".join(str(int(ink[at:at + 2], 16)) for at in (1, 3, 5)) for ink in (POSITIVE, NEGATIVE))
 INK, FAINT, LINE = "#1a1a1a", "#6b6b6b", "#c4c4c4"
 
 
@@ -70,6 +72,12 @@ def paint(values: Tensor, end: float) -> ndarray:
     from numpy import asarray
 
     return asarray(colormaps[SCALE]((share(values, end).numpy() + 1) / 2, bytes=True))[..., :3]
+
+
+def tint(value: float, end: float) -> str:
+    """A value as a background of a page, which can be read on light and on dark."""
+    strength = _STRONGEST * float(share(value, end))
+    return f"rgba({_RED if strength >= 0 else _BLUE},{abs(strength):.3f})"
 
 
 def overlay(picture: Tensor, values: Tensor, end: float) -> ndarray:

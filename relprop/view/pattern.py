@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ..result import Effects
 from ..result.number import printed
+from ..result.study import Study
 from . import color
+from .page import png
 from .sheet import BODY, SMALL, TINY, TITLE, Sheet, sheet, shortened, visible
 from .words import spelled
 
@@ -67,10 +69,10 @@ def weights(head: dict, side: str) -> Tensor:
     return torch.as_tensor(head[side], dtype=torch.float64)
 
 
-def pages(effects: Effects) -> list[dict]:
-    """What a page shows of each head: labels with their places in pixels, and cells as pixels, uint8 (T, T, 3)."""
+def pages(of: Effects | Study) -> list[dict]:
+    """What a page shows of each head: labels with their places in pixels, and cells as a picture's data address."""
     found = []
-    for head in effects.about.get("patterns", []):
+    for head in of.about.get("patterns", []):
         both = [_page(weights(head, side), tokens, side, end(head)) for side, tokens in zip(SIDES, head["tokens"])]
         found.append({"head": head["head"], "sides": both, "last": _last(head), "end": printed(end(head), 2)})
     return found
@@ -79,7 +81,8 @@ def pages(effects: Effects) -> list[dict]:
 def _page(values: Tensor, tokens: list[str], side: str, end: float) -> dict:
     labels = [(_ROOM + _CELL * (place + 0.5), shortened(visible(spelled(token)), 0.75 * _ROOM - 8, _PAGE))
               for place, token in enumerate(tokens)]
-    return {"side": side, "labels": labels, "pixels": painted(values, end), "size": _CELL * len(tokens), "room": _ROOM}
+    return {"side": side, "labels": labels, "pixels": png(painted(values, end)), "size": _CELL * len(tokens),
+            "room": _ROOM}
 
 
 def _last(head: dict) -> list[dict]:

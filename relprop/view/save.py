@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from ..result import Curve, Relevance, write
 from .figure import figure
@@ -14,6 +15,7 @@ from .page import page
 
 SUFFIXES = (".png", ".svg", ".pdf", ".html", ".json", ".safetensors")
 _DATA = (".json", ".safetensors")
+_FIGURES = (".png", ".svg", ".pdf")
 
 
 def save(
@@ -58,6 +60,21 @@ def checked(path: str | PathLike, suffixes: Sequence[str] = SUFFIXES, *,
         raise ValueError(refused.format(name=path.name, suffixes=", ".join(suffixes)))
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot save {path.name}: there is no folder {path.parent}")
+    return path
+
+
+def drawn(found: Any, path: Path, *, page: Callable[[Any], str], data: Callable[[Path], Path]) -> Path:
+    """Writes what has a figure, `found.show()`, a `page` and `data`, as the suffix says.
+
+    Args: path: as `checked` gives it. data: writes all suffixes but those of figures and pages.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".html":
+        path.write_text(page(found), encoding="utf-8", errors="xmlcharrefreplace")
+    elif suffix in _FIGURES:
+        found.show().savefig(path, format=suffix[1:])
+    else:
+        data(path)
     return path
 
 

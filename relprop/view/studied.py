@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from ..result.circuit import said
 from ..result.number import percent, printed, signed
@@ -31,7 +30,7 @@ def studied(study: Study) -> str:
     return template("circuit.html").render(
         title=wiring.heading(study), under=wiring.subheading(study), example=_example(study), graph=_graph(study),
         curve=_curve(study), lines=_lines(study), count=len(study.circuit), noun=study.circuit.noun,
-        heads=_heads(study), sides=_SIDES, said=pattern.scale(), tests=[_test(one) for one in study.tests or ()],
+        heads=pattern.pages(study), sides=_SIDES, said=pattern.scale(), tests=[_test(one) for one in study.tests or ()],
         facts=_facts(study))
 
 
@@ -117,25 +116,11 @@ def _lines(study: Study) -> list[dict]:
     items = wiring.strongest(study, LISTED)
     exact = torch.tensor([study.exact[item] for item in items], dtype=torch.float64)
     score = torch.tensor([study.circuit.scores[item] or 0.0 for item in items], dtype=torch.float64)
-    tints = [_tints(values) for values in (score, exact)]
+    tints = [[color.tint(value, color.limit(values)) for value in values.tolist()] for values in (score, exact)]
     total = study.circuit.total
     share = lambda value: "–" if not total else percent(value / total).replace("-", "−")
     return [{"name": said(item), "score": signed(one), "exact": signed(other), "share": share(other), "tints": both}
             for item, one, other, *both in zip(items, score.tolist(), exact.tolist(), *tints)]
-
-
-def _tints(values: Tensor) -> list[str]:
-    """Backgrounds of numbers, readable on light and on dark."""
-    end = color.limit(values)
-    red, blue = "178,24,43", "33,102,172"
-    return [f"rgba({red if value >= 0 else blue},{0.75 * abs(float(color.share(value, end))):.3f})"
-            for value in values.tolist()]
-
-
-def _heads(study: Study) -> list[dict]:
-    """Attention patterns of the circuit's strongest heads, cells as a data address."""
-    return [{**head, "sides": [{**one, "pixels": png(one["pixels"])} for one in head["sides"]]}
-            for head in pattern.pages(study)]
 
 
 def _test(one: Mapping) -> dict:
