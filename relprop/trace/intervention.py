@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..ops import Call, attention, lookup
+from ..ops import Call, Op, attention, lookup
 from .interception import Tap
 from .opening import first, opened
 
@@ -109,9 +109,13 @@ class Editor(TorchFunctionMode):
             call = Call(func, "attention", self.path[-1], None, retrace=self._retrace)
             return attention.multi_head_attention_forward(call, *args, **kwargs)
         op = lookup(func)
-        if op is None:
-            inside = opened(func)
-            return func(*args, **kwargs) if inside is None else self._retrace(lambda: inside(*args, **kwargs))
+        if op is not None:
+            return self._listed(op, func, args, kwargs)
+        inside = opened(func)
+        return self._unlisted(func, args, kwargs) if inside is None else self._retrace(lambda: inside(*args, **kwargs))
+
+    def _listed(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
+        """A call of the table."""
         if self._patterns and op.kind == "matmul":
             args = self._unfused(args)
         if (self.path[-1], op.kind) in self._wanted:
@@ -121,6 +125,10 @@ class Editor(TorchFunctionMode):
         if self._patterns:
             _mark(op.kind, args, output)
         return output
+
+    def _unlisted(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A call that is not in the table and cannot be opened."""
+        return func(*args, **kwargs)
 
     def _retrace(self, function: Callable[..., Any]) -> Any:
         with self:

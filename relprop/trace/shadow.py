@@ -14,20 +14,18 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..division import Division
 from ..errors import UnruledOp
-from ..ops import Call, Op, Split, activation, add, attention, linear, lookup, move, norm, share
+from ..ops import Op, Split, activation, add, attention, linear, lookup, move, norm, share
 from ..ops.split import difference
 from .activation import activation_offset
 from .interception import Tap, mutates, named
 from .intervention import Editor, edited
 from .late import Late
 from .live import Live
-from .opening import opened
 from .slot import REL, Slot, hooked_activation
 
 Mark = Callable[[Tensor, Tensor | None], Tensor]
@@ -109,18 +107,7 @@ class Shadow(Editor):
 
     # -- the calls -----------------------------------------------------------------------------------------------
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self.asleep:
-            return func(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            return self._fused(func, *args, **kwargs)
-        if func is F.multi_head_attention_forward:
-            call = Call(func, "attention", self.path[-1], None, retrace=self._retrace)
-            return attention.multi_head_attention_forward(call, *args, **kwargs)
-        op = lookup(func)
-        if op is None:
-            return self._unlisted(func, args, kwargs)
+    def _listed(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
         if op.kind == "matmul":
             args = self._meeting(args)
         if not self._inside and (self.path[-1], op.kind) in self._wanted:
@@ -241,9 +228,6 @@ class Shadow(Editor):
             self.slot.put(output, rel if whole else rel.expand(rel.shape[0], *output.shape))
 
     def _unlisted(self, func: Any, args: Any, kwargs: Any) -> Any:
-        inside = opened(func)
-        if inside is not None:
-            return self._retrace(lambda: inside(*args, **kwargs))
         output = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         made = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
