@@ -1,7 +1,7 @@
 """Models written by hand for one test each, and the state of a model and of torch, which an explanation gives back."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -72,8 +72,8 @@ def state(model: nn.Module) -> dict[str, Any]:
         "tensors": {name: (id(t), t.requires_grad, content(t), content(t.grad), len(t._backward_hooks or ()))
                     for name, t in tensors},
         "modules": {name: (id(m), type(m), m.training, sorted(vars(m))) for name, m in model.named_modules()},
-        "hooks": {f"{name}.{key}": list(hooks) for name, m in model.named_modules() for key, hooks in vars(m).items()
-                  if "hooks" in key},
+        "hooks": {f"{name}.{key}": list(hooks) if isinstance(hooks, Mapping) else hooks  # or transformers' own flag
+                  for name, m in model.named_modules() for key, hooks in vars(m).items() if "hooks" in key},
         "attention": attention, "torch": torch_state()}
 
 
