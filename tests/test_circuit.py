@@ -218,3 +218,17 @@ def test_a_method_of_ones_own_plugs_in(model, monkeypatch):
     assert set(found.nodes.values()) == {2.0} and found.about["forwards"] == 0 and found.method == "flat"
     with pytest.raises(ValueError, match="there is zero"):
         circuit(model, _task(), "flat")
+
+
+def test_weights_that_are_no_numbers_are_named():
+    config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=8, vocab_size=9, n_positions=8)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        model.transformer.wte.weight[1, 3] = float("nan")
+    clean, corrupted = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 4, 3]])
+    task = Task("words", clean, corrupted, metric=5)
+    for asked in (lambda: circuit(model, task, "relp"), lambda: circuit(model, task, "exact"),
+                  lambda: relprop.decompose(model, clean, "heads", target=5),
+                  lambda: relprop.effects(model, clean, corrupted, 5)):
+        with pytest.raises(ValueError, match="wte.weight of GPT2LMHeadModel has 1 NaN"):
+            asked()

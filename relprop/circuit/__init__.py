@@ -105,9 +105,13 @@ def circuit(subject: str | Subject | nn.Module | tuple, task: Task | Pairs | str
     known = signature(run).parameters
     shared = {"seed": seed, "batch_size": batch_size, "show_progress": show_progress}
     began = time.perf_counter()
-    with settled(prepared.model):
-        found = run(prepared, level=level, ablation=ablation, **given,
-                    **{name: value for name, value in shared.items() if name in known})
+    try:
+        with settled(prepared.model):
+            found = run(prepared, level=level, ablation=ablation, **given,
+                        **{name: value for name, value in shared.items() if name in known})
+    except ValueError:
+        changes(prepared)  # says so where the metric itself is no number
+        raise
     if row.measures and _tiny(found.total or 0.0, [found.about.get("clean", 0.0)], prepared):
         changes(prepared)
     about = {"ablation": ablation, "options": dict(given), "seed": seed, "seconds": time.perf_counter() - began,

@@ -16,6 +16,7 @@ from ..address import Spans
 from ..data import Matched, Pair, Pairs, matched
 from ..data import pairs as pairs_of
 from ..data.pair import token
+from ..errors import Undefined
 from ..intervene import Places, Spot
 from ..load import load
 from ..mediation import KL, LogOdds, Margin, Mass, Outcome, Question, Value, mediators_of
@@ -164,10 +165,20 @@ class Prepared:
         return self.outcome.value([read(question, output, at, rows=rows)])
 
     def forward(self, side: int = 0) -> Tensor:
-        """The metric of the clean or the corrupted inputs, (B,), float64. Cost: one forward pass."""
+        """The metric of the clean or the corrupted inputs, (B,), float64. Cost: one forward pass.
+
+        Raises: Undefined where it is no number; ValueError that names weights that are none.
+        """
         with ready(self.model):
             output = self.subject.forward((self.clean, self.corrupted)[side])
-            return self.value(output, side=side).double().cpu()
+            found = self.value(output, side=side).double().cpu()
+        if not bool(found.isfinite().all()):
+            self.subject.check_weights()
+            row = int((~found.isfinite()).nonzero()[0])
+            raise Undefined(f"{self.outcome.name(self.subject)} of row {row} of task {self.task.name!r} is "
+                            f"{float(found[row])} on the {('clean', 'corrupted')[side]} inputs; leave the row out, or "
+                            "take another metric or a wider dtype")
+        return found
 
     @cached_property
     def measured(self) -> tuple[Tensor, Tensor]:

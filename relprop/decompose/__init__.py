@@ -78,6 +78,10 @@ def decompose(subject: str | Subject | nn.Module | tuple, inputs: object, source
     looks = dict(place for text in ((at,) if isinstance(at, str) else at) for place in run.placing.places(text))
     asked = fixed(subject, batch, subject.targets(target, batch.rows))
     parts = run.of(found, asked, looks)
+    if not bool(parts.total.isfinite().all() and parts.rel.isfinite().all()):
+        subject.check_weights()
+        raise ValueError(f"the target, {asked.names[0]}, or what a source makes up of it is NaN or infinite, though "
+                         "the weights are finite; try a wider dtype")
     return Decomposition(tuple(one.name for one in found), parts.rel.cpu(), parts.total.cpu(), asked.names, parts.at,
                          rules.name, type(one).__name__.lower(), run.forwards + len(found) + 2, about(subject, rules))
 

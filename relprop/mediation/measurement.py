@@ -138,6 +138,7 @@ def check_defined(task: Task, found: Found, scale: str) -> None:
     base = found["base"]
     wild = [name for name, value in found.items() if not value.isfinite().all()]
     if wild:
+        task.subject.check_weights()
         values = found[wild[0]]
         row = int((~values.isfinite()).flatten(0, -2).any(0).nonzero()[0]) if values.dim() > 1 else \
             int((~values.isfinite()).nonzero()[0])
