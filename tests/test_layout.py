@@ -35,6 +35,7 @@ LEVELS = [
     ["decompose"],
     ["explain", "mediation"],
     ["benchmark", "circuit"],
+    ["census"],
     ["cli", "quantus"],
     ["__init__", "__main__"],
 ]

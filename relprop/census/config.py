@@ -1,0 +1,94 @@
+"""Configurations shrunk by rule: what a config calls its sizes says how small they may be."""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+WIDTH, HEADS, LAYERS, WORDS, TOKENS, SIDE, PATCH = 32, 4, 2, 96, 64, 32, 8
+
+RULES: tuple[tuple[str, Any], ...] = (
+    # the first pattern that a name matches whole counts
+    (r"(\w+_)?vocab_size|vocab_size_\w+|(src|tgt)_vocab_size", WORDS),
+    (r"(pad)_token_id", 0),
+    (r"(num_hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|"
+     r"num_(encoder|decoder|text|vision)_layers|(text|vision|conf|pred)_?num_hidden_layers|depth|(l|x|r)_layers|layers|"
+     r"perceiver_depth|resampler_depth)", LAYERS),
+    (r"(\w+_)?(num_key_value_heads|num_kv_heads|kv_n_heads|num_query_groups|multi_query_group_num)", 2),
+    (r"(\w+_)?(num_attention_heads|n_heads?|num_heads|attention_heads|linear_num_heads|resampler_n_heads)", HEADS),
+    (r"linear_num_(key|value)_heads|mamba_n_heads|mamba_num_heads|(\w+_)?time_mix_heads", HEADS),
+    (r"(\w+_)?head_dim|d_kv|head_size|attention_head_size|mamba_d_head|mamba_headdim|dim_head", WIDTH // HEADS),
+    (r"(\w+_)?(d_state|state_size)", 8),
+    (r"q_lora_rank|kv_lora_rank|o_lora_rank|(\w+_)?lora_rank|time_step_rank", 8),
+    (r"(\w+_)?(hidden_size|d_model|hidden_dim|n_embd|embed_dim|embedding_size|dim|d_latents|lru_width|projection_dim|"
+     r"word_embed_proj_dim|proj_dim|output_dim|emb_dim|embed_size|d_embed|pooler_output_size|attention_hidden_size|"
+     r"bottleneck_size|d_rel|codevector_dim|classifier_proj_size|out_hidden_size)", WIDTH),
+    (r"(\w+_)?(intermediate_size|ffn_dim|d_ff|d_inner|n_inner|ffn_hidden_size|mlp_dim|feed_forward_size|dim_ff|dff|"
+     r"expert_ffn_hidden_size|mlp_hidden_size|pffn_hidden_size|moe_hidden_size)", 48),
+    (r"(\w+_)?(num_experts|n_routed_experts|num_local_experts|moe_num_experts)", 4),
+    (r"(\w+_)?(num_experts_per_tok(en)?|moe_topk|moe_top_k|moe_k|top_k_experts)", 2),
+    (r"n_group|topk_group|n_groups|mamba_n_groups|mamba_ngroups", 1),
+    (r"(\w+_)?(max_position_embeddings|n_positions|max_seq_len|max_sequence_length|n_ctx|context_length|seq_len|"
+     r"max_source_positions|max_target_positions)", TOKENS),
+    (r"(\w+_)?(image_size|img_size)", SIDE),
+    (r"(\w+_)?patch_size", PATCH),
+    (r"(\w+_)?sliding_window(_size)?|attention_window_size|local_attention|local_attention_window_len", 8),
+    (r"max_window_layers|first_k_dense_replace|num_kv_shared_layers|n_layers_per_attn_res_block", 1),
+    (r"num_(query_tokens|latents|landmarks)|resampler_num_latents|resampler_n_latents", 8),
+    (r"(\w+_)?index_topk", 4),
+    (r"groups_width|num_conv_pos_embedding_groups", 2),
+    (r"num_conv_pos_embeddings", 4),
+)
+WIDTHS = re.compile(r"(hidden_sizes|embed_dims?|channels|dims?|neck_hidden_sizes|out_channels|in_channels|tdnn_dim)")
+DEPTHS = re.compile(r"(depths?|num_blocks|layers|stage_num_blocks|block_repeats)")
+GROUPS = re.compile(r"(num_heads|num_attention_heads|num_groups)")
+
+
+def shrunk(config_class: type, **given: Any) -> Any:
+    """A tiny config of a class of transformers: sizes that it calls by a known name are small, parts of it likewise;
+    `given` is what a family needs besides.
+    """
+    return config_class(**settings(config_class, given))
+
+
+def settings(config_class: type, given: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """What is to be said to a config's class to make it tiny."""
+    default = config_class()
+    found: dict[str, Any] = {}
+    for name, standard in vars(default).items():
+        if name in given or name.startswith("_"):
+            continue
+        if hasattr(standard, "model_type"):
+            part = getattr(config_class, "sub_configs", {}).get(name, type(standard))
+            found[name] = settings(part if hasattr(part, "model_type") and part.model_type else type(standard))
+        elif (small := _small(name, standard)) is not None:
+            found[name] = small
+    return {**found, **given}
+
+
+def _small(name: str, standard: Any) -> Any:
+    if isinstance(standard, bool) or standard is None:
+        return None
+    if isinstance(standard, int):
+        rule = next((small for pattern, small in RULES if re.fullmatch(pattern, name)), None)
+        if rule is None and name.endswith(("_token_id", "_token_index")):
+            return _token(name) if standard >= WORDS else None
+        return None if rule is None else min(rule, standard) if standard > 0 else None
+    if isinstance(standard, (list, tuple)) and standard and all(isinstance(one, int) for one in standard):
+        kind = type(standard)
+        if DEPTHS.fullmatch(name):
+            return kind(1 for _ in standard)
+        if GROUPS.fullmatch(name):
+            return kind(min(2 ** i, 4) for i in range(len(standard)))
+        if WIDTHS.fullmatch(name):
+            return kind(8 * 2 ** min(i, 2) for i in range(len(standard)))
+        if name in ("image_size", "img_size"):
+            return kind(SIDE for _ in standard)
+        if name == "patch_size":
+            return kind(PATCH for _ in standard)
+    return None
+
+
+def _token(name: str) -> int:
+    """An id for a special token, of its own by its name, at the end of the vocabulary."""
+    return WORDS - 1 - sum(map(ord, name)) % 24
