@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from ..numerics import EPS, stabilize
-from .call import Alternating, Call, Rule, dependent
+from ..numerics import EPS, LOW, stabilize, through, widened
+from .call import Alternating, Call, Rule, dependent, wide
 from .journal import BIAS, STABILIZER, Journal, Rows
 from .split import Split, difference
 
@@ -42,6 +42,22 @@ class Affine:
     weight: Tensor
     bias: Tensor | None = None
     outputs: int | None = None
+
+    @property
+    def low(self) -> bool:
+        """Whether products are rounded to less than float32, in which the rules are computed."""
+        return self.weight.dtype in LOW
+
+    def widened(self) -> "Affine":
+        """The same map of tensors in float32, where its own are in less: products of matrices stay what they are."""
+        if not self.low:
+            return self
+
+        def of(run: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+            return lambda t, W: through(lambda t: run(t, W), t, W.dtype)
+
+        return replace(self, product=of(self.product), transpose=of(self.transpose),
+                       bias=None if self.bias is None else widened(self.bias))
 
     def bias_part(self, part: Callable[[Tensor], Tensor]) -> Tensor | float:
         """`part` (positive, negative ...) of the bias; 0 without one."""
@@ -130,6 +146,8 @@ def z_plus(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None
 
     Strictly conservative where some contribution is positive. With `bias`, b+ joins the denominator (zennit's form).
     """
+    if affine.low:
+        return _z_plus_by_sign(x, y, g, affine, eps, bias)
     W, W_abs, eps = affine.weight, absolute(affine.weight), EPS[x.dtype] if eps is None else eps
     b = affine.bias_part(positive) if bias else 0.0
     z = affine.product(x.abs(), W_abs).add_(y).add_(2 * b - affine.bias_part(lambda b: b))  # twice what is positive
@@ -140,6 +158,33 @@ def z_plus(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None
     s = torch.mul(y, g, out=s).div_(z.add_(2 * eps)).masked_fill_(absent, 0)
     g_x = affine.transpose(s, W_abs).mul_(x.sign()).add_(affine.transpose(s, W))
     return Shares(g_x, 2 * b * s if isinstance(b, Tensor) else None)
+
+
+def _by_sign(x: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
+    """x+ W+ + x- W- and x+ W- + x- W+, four products in which nothing cancels: what is left of a difference of products
+    that are rounded to bfloat16 would be rounding.
+    """
+    W_pos, W_neg = positive(affine.weight), negative(affine.weight)
+    x_pos, x_neg = positive(x), negative(x)
+    return (affine.product(x_pos, W_pos) + affine.product(x_neg, W_neg),
+            affine.product(x_pos, W_neg) + affine.product(x_neg, W_pos))
+
+
+def _back_by_sign(x: Tensor, s_pos: Tensor, s_neg: Tensor | None, affine: Affine) -> Tensor:
+    """What s passes back: s_pos through contributions that are positive, s_neg through those that are negative."""
+    parts = [affine.transpose(s_pos, W) for W in (positive(affine.weight), negative(affine.weight))]
+    if s_neg is not None:
+        parts = [part + affine.transpose(s_neg, W)
+                 for part, W in zip(parts, (negative(affine.weight), positive(affine.weight)), strict=True)]
+    return torch.where(x > 0, *parts).where(x != 0, (parts[0] + parts[1]) / 2)
+
+
+def _z_plus_by_sign(x: Tensor, y: Tensor, g: Tensor, affine: Affine, eps: float | None, bias: bool) -> Shares:
+    """`z_plus` of a map whose products are rounded to less than float32."""
+    b = affine.bias_part(positive) if bias else 0.0
+    z = _by_sign(x, affine)[0] + b
+    s = (y * g / stabilize(z, eps)).masked_fill_(z == 0, 0)
+    return Shares(_back_by_sign(x, s, None, affine), b * s if isinstance(b, Tensor) else None)
 
 
 def z_plus_whole(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, eps: float | None = None) -> Shares:
@@ -163,9 +208,15 @@ def alpha_beta(x: Tensor, y: Tensor, g: Tensor, affine: Affine, *, alpha: float 
     """
     if abs(alpha - beta - 1) > 1e-9:
         raise ValueError(f"alpha - beta must be 1, or relevance is not conserved; got {alpha} - {beta}")
+    b_pos, b_neg = (affine.bias_part(positive), affine.bias_part(negative)) if bias else (0.0, 0.0)
+    if affine.low:
+        z_pos, z_neg = _by_sign(x, affine)
+        s_pos = (alpha * y * g / stabilize(z_pos + b_pos, eps)).masked_fill_(z_pos + b_pos == 0, 0)
+        s_neg = (beta * y * g / stabilize(z_neg + b_neg, eps)).masked_fill_(z_neg + b_neg == 0, 0)
+        taken = b_pos * s_pos - b_neg * s_neg if isinstance(b_pos, Tensor) else None
+        return Shares(_back_by_sign(x, s_pos, -s_neg, affine), taken)
     W, W_abs = affine.weight, absolute(affine.weight)
     z0, magnitude = y - affine.bias_part(lambda b: b), affine.product(x.abs(), W_abs)
-    b_pos, b_neg = (affine.bias_part(positive), affine.bias_part(negative)) if bias else (0.0, 0.0)
     size = magnitude + affine.bias_part(torch.abs)
     s_pos = quotient(alpha * y * g, (z0 + magnitude) / 2 + b_pos, size, eps)
     s_neg = quotient(beta * y * g, (z0 - magnitude) / 2 + b_neg, size, eps)
@@ -290,15 +341,17 @@ class Ruled(Function):
         # the model may write into y, which no backward pass of its own needs: then it is computed again
         ctx.y, ctx.version, ctx.run = y.detach(), y._version, run
         ctx.affine, ctx.rule, ctx.journal = affine, rule, journal
-        return y
+        return wide(ctx, y)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
+        affine = ctx.affine.widened()
         if isinstance(ctx.rule, Alternating) and ctx.rule.turn.plain:
-            return _sparse(ctx.affine, g), None, None, None, None
+            return _sparse(affine, g), None, None, None, None
         x, = ctx.saved_tensors
         y = ctx.y if ctx.y._version == ctx.version else ctx.run(x)
-        shares = _by_used_rows(ctx.rule, x, y, g, ctx.affine)
+        x, y = widened(x), widened(y)
+        shares = _by_used_rows(ctx.rule, x, y, g, affine)
         g_x, taken = shares if isinstance(shares, tuple) else (shares, None)
         if ctx.journal is not None:
             rest = ctx.journal.dot(g, y) - ctx.journal.dot(g_x, x)
@@ -320,11 +373,11 @@ class Sparse(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], affine: Affine) -> Tensor:
         ctx.affine = affine
-        return run(x)
+        return wide(ctx, run(x))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        return _sparse(ctx.affine, g), None, None
+        return _sparse(ctx.affine.widened(), g), None, None
 
 
 def _sparse(affine: Affine, g: Tensor) -> Tensor:
@@ -342,7 +395,7 @@ def _scattered(some: Tensor, rows: Tensor, g: Tensor) -> Tensor:
     """What the given rows of g hold, among zeros, in g's shape but for the last dimension."""
     whole = some.new_zeros(g.shape[:-1].numel(), some.shape[-1])
     whole[rows] = some
-    return whole.reshape(*g.shape[:-1], -1)
+    return whole.reshape(*g.shape[:-1], some.shape[-1])  # there may be no rows
 
 
 def _by_used_rows(rule: Rule, x: Tensor, y: Tensor, g: Tensor, affine: Affine) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from . import activation, add, attention, conv, embedding, linear, matmul, move, mul, norm, pool, softmax
+from . import activation, add, attention, conv, embedding, grouped, linear, matmul, move, mul, norm, pool, softmax
 from .call import plain
 from .split import difference
 
@@ -120,6 +120,7 @@ _OPERATORS = {"div": "truediv", "divide": "truediv", "matmul": "matmul"}
 
 _fill("linear", "linear", linear.linear, linear.split_linear)
 _fill("addmm", "linear", linear.addmm, linear.split_addmm)
+_fill("grouped_mm _grouped_mm", "linear", grouped.grouped_mm, grouped.split_grouped_mm)
 _fill("conv1d conv2d conv3d", "conv", conv.conv, conv.split_conv)
 _fill("conv_transpose1d conv_transpose2d conv_transpose3d", "conv", conv.conv_transpose, conv.split_conv)
 _fill("layer_norm", "norm", norm.layer_norm, norm.split_layer_norm)
