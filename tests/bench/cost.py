@@ -1,6 +1,6 @@
 """Cost of a map against the plain model's forward + backward: ratios of time and of peak memory, in one process.
 
-Run: python tests/bench/cost.py [--models vit bert gpt2 llama] [--methods attnlrp cp-lrp ...] [--repeats 5]
+Run: python tests/bench/cost.py [--models vit-1 bert mixtral ...] [--methods attnlrp cp-lrp ...] [--repeats 5]
 Time is the median of ratios of interleaved pairs, so that a drifting machine cancels. Memory is the peak that PyTorch's
 profiler sees above what was there before, model included in neither. What is explained is the logit of one class or of
 one next token.
@@ -23,7 +23,8 @@ from relprop import composite  # noqa: E402
 from relprop.explain import Explanation, explain  # noqa: E402
 from relprop.relevance import Propagation, propagate  # noqa: E402
 
-CASES = ("vit-1", "vit-8", "bert", "gpt2", "llama")
+CASES = ("vit-1", "vit-8", "bert", "gpt2", "llama", "mixtral", "qwen3", "modernbert", "swin-1", "swin-8", "dinov2-1",
+         "dinov2-8")
 
 
 @dataclass
@@ -37,21 +38,46 @@ class Case:
 
 
 def case(name: str) -> Case:
-    """One of the models of the benchmark, with random weights, built from its config."""
-    import timm
-    import transformers as hf
-
+    """One of the models of the benchmark, with random weights, built from its config: about 100 million parameters."""
     torch.manual_seed(0)
-    if name.startswith("vit"):
-        model = timm.create_model("vit_base_patch16_224", pretrained=False)
-        return Case(model, (torch.randn(int(name[4:]), 3, 224, 224),), {}, lambda out: out[:, 7])
-    if name == "bert":
-        model = hf.BertForSequenceClassification(hf.BertConfig())
+    kind, _, images = name.partition("-")
+    model = MODELS[kind]()
+    if images:
+        pixels = (torch.randn(int(images), 3, 224, 224),)
+        return Case(model, pixels, {}, lambda out: getattr(out, "logits", out)[:, 7])
+    if kind == "bert":
         return Case(model, (), _text(model, 8, 128), lambda out: out.logits[:, 1])
-    config = hf.GPT2Config() if name == "gpt2" else hf.LlamaConfig(
-        vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12)
-    model = hf.AutoModelForCausalLM.from_config(config)
+    if kind == "modernbert":
+        return Case(model, (), _text(model, 2, 256), lambda out: out.logits[:, 1])
     return Case(model, (), _text(model, 2, 256) | {"use_cache": False}, lambda out: out.logits[:, -1, 7])
+
+
+def _timm(name: str) -> nn.Module:
+    import timm
+
+    return timm.create_model(name, pretrained=False)
+
+
+def _transformers(name: str, **config: Any) -> nn.Module:
+    import transformers
+
+    cls = getattr(transformers, name)
+    return cls(cls.config_class(**config))
+
+
+_LLAMA = dict(vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12)
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "vit": lambda: _timm("vit_base_patch16_224"),
+    "bert": lambda: _transformers("BertForSequenceClassification"),
+    "gpt2": lambda: _transformers("GPT2LMHeadModel"),
+    "llama": lambda: _transformers("LlamaForCausalLM", **_LLAMA),
+    "mixtral": lambda: _transformers("MixtralForCausalLM", vocab_size=32000, hidden_size=512, intermediate_size=1024,
+                                     num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4),
+    "qwen3": lambda: _transformers("Qwen3ForCausalLM", **_LLAMA, num_key_value_heads=4, head_dim=128,
+                                   tie_word_embeddings=True),
+    "modernbert": lambda: _transformers("ModernBertForSequenceClassification", num_hidden_layers=12),
+    "swin": lambda: _timm("swin_base_patch4_window7_224"),
+    "dinov2": lambda: _transformers("Dinov2ForImageClassification", image_size=224, patch_size=14, num_labels=10)}
 
 
 def _text(model: nn.Module, rows: int, tokens: int) -> dict[str, Tensor]:
