@@ -28,12 +28,20 @@ def architectures() -> Iterator[Architecture]:
     for table, task in TASKS.items():
         for family, names in getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").items():
             for name in (names,) if isinstance(names, str) else names:
-                yield Architecture("transformers", task, family, name, partial(_build, family, name),
+                yield Architecture("transformers", task, family, name, partial(_build, task, family, name),
                                    partial(inputs, task))
 
 
-def _build(family: str, name: str) -> nn.Module:
+def _build(task: str, family: str, name: str) -> nn.Module:
+    """A tiny instance. Of a config of several parts a class that is made of one of them is given that part, as
+    transformers' auto classes do; what is to generate text and may be an encoder as well is told to be a decoder.
+    """
     import transformers
 
-    made = config.shrunk(transformers.CONFIG_MAPPING[family], **NEEDS.get(family, {}))
-    return getattr(transformers, name)(made)
+    made, built = config.shrunk(transformers.CONFIG_MAPPING[family], **NEEDS.get(family, {})), getattr(transformers, name)
+    parts = [part for part, kind in made.sub_configs.items() if kind is built.config_class]
+    if parts and not isinstance(made, built.config_class):
+        made = getattr(made, parts[0])
+    if task == "text-generation" and hasattr(made, "is_decoder") and not made.is_encoder_decoder:
+        made.is_decoder = True
+    return built(made)

@@ -6,23 +6,30 @@ from collections.abc import Mapping
 from typing import Any
 
 WIDTH, HEADS, LAYERS, WORDS, TOKENS, SIDE, PATCH = 32, 4, 2, 96, 64, 32, 8
+PAD, LENGTH = 0, 12
+"""The token that fills up a text, and how long texts are."""
+
+KEY_HEADS = r"(\w+_)?(num_key_value_heads|num_kv_heads|kv_n_heads|num_query_groups|multi_query_group_num)"
+COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+"""What configs call the number of layers that they have lists of."""
 
 RULES: tuple[tuple[str, Any], ...] = (
     # the first pattern that a name matches whole counts
     (r"(\w+_)?vocab_size|vocab_size_\w+|(src|tgt)_vocab_size", WORDS),
-    (r"(pad)_token_id", 0),
+    (r"pad_token_id", PAD),
     (r"(num_hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|"
      r"num_(encoder|decoder|text|vision)_layers|(text|vision|conf|pred)_?num_hidden_layers|depth|(l|x|r)_layers|layers|"
      r"perceiver_depth|resampler_depth)", LAYERS),
-    (r"(\w+_)?(num_key_value_heads|num_kv_heads|kv_n_heads|num_query_groups|multi_query_group_num)", 2),
+    (KEY_HEADS, 2),
     (r"(\w+_)?(num_attention_heads|n_heads?|num_heads|attention_heads|linear_num_heads|resampler_n_heads)", HEADS),
     (r"linear_num_(key|value)_heads|mamba_n_heads|mamba_num_heads|(\w+_)?time_mix_heads", HEADS),
-    (r"(\w+_)?head_dim|d_kv|head_size|attention_head_size|mamba_d_head|mamba_headdim|dim_head", WIDTH // HEADS),
+    (r"(\w+_)?head_dim|d_kv|head_size|attention_head_size|dim_head", WIDTH // HEADS),
+    (r"rotary_dim|rotary_ndims", WIDTH // HEADS // 2),
     (r"(\w+_)?(d_state|state_size)", 8),
     (r"q_lora_rank|kv_lora_rank|o_lora_rank|(\w+_)?lora_rank|time_step_rank", 8),
     (r"(\w+_)?(hidden_size|d_model|hidden_dim|n_embd|embed_dim|embedding_size|dim|d_latents|lru_width|projection_dim|"
      r"word_embed_proj_dim|proj_dim|output_dim|emb_dim|embed_size|d_embed|pooler_output_size|attention_hidden_size|"
-     r"bottleneck_size|d_rel|codevector_dim|classifier_proj_size|out_hidden_size)", WIDTH),
+     r"bottleneck_size|d_rel|codevector_dim|classifier_proj_size|out_hidden_size|embedding_dim)", WIDTH),
     (r"(\w+_)?(intermediate_size|ffn_dim|d_ff|d_inner|n_inner|ffn_hidden_size|mlp_dim|feed_forward_size|dim_ff|dff|"
      r"expert_ffn_hidden_size|mlp_hidden_size|pffn_hidden_size|moe_hidden_size)", 48),
     (r"(\w+_)?(num_experts|n_routed_experts|num_local_experts|moe_num_experts)", 4),
@@ -33,6 +40,8 @@ RULES: tuple[tuple[str, Any], ...] = (
     (r"(\w+_)?(image_size|img_size)", SIDE),
     (r"(\w+_)?patch_size", PATCH),
     (r"(\w+_)?sliding_window(_size)?|attention_window_size|local_attention|local_attention_window_len", 8),
+    (r"(\w+_)?(layer_period|attention_interval|attn_every_n_layers|attention_every_n_layers)", 2),
+    (r"(\w+_)?layer_offset", 1),
     (r"max_window_layers|first_k_dense_replace|num_kv_shared_layers|n_layers_per_attn_res_block", 1),
     (r"num_(query_tokens|latents|landmarks)|resampler_num_latents|resampler_n_latents", 8),
     (r"(\w+_)?index_topk", 4),
@@ -54,16 +63,17 @@ def shrunk(config_class: type, **given: Any) -> Any:
 def settings(config_class: type, given: Mapping[str, Any] = {}) -> dict[str, Any]:
     """What is to be said to a config's class to make it tiny."""
     default = config_class()
+    named = {name: standard for name, standard in vars(default).items() if name not in given and name[0] != "_"}
     found: dict[str, Any] = {}
-    for name, standard in vars(default).items():
-        if name in given or name.startswith("_"):
-            continue
+    for name, standard in named.items():
         if hasattr(standard, "model_type"):
             part = getattr(config_class, "sub_configs", {}).get(name, type(standard))
             found[name] = settings(part if hasattr(part, "model_type") and part.model_type else type(standard))
         elif (small := _small(name, standard)) is not None:
             found[name] = small
-    return {**found, **given}
+    found.update(_related(named, vars(default)))
+    layers = {} if set(given) & set(COUNTS) else _layers(named)
+    return {**found, **layers, **given}
 
 
 def _small(name: str, standard: Any) -> Any:
@@ -87,6 +97,49 @@ def _small(name: str, standard: Any) -> Any:
         if name == "patch_size":
             return kind(PATCH for _ in standard)
     return None
+
+
+def _related(named: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes that follow from others: as many key heads as heads stay as many, rotated and other dimensions of a query
+    are all of them, heads of a state-space fill its width; and what is none by default but computed with.
+    """
+    found: dict[str, Any] = {}
+    heads = next((default[name] for name in ("num_attention_heads", "n_heads", "num_heads") if default.get(name)), None)
+    whole = "qk_head_dim" in default and "qk_rope_head_dim" in default
+    expand = default.get("mamba_expand") or default.get("expand")
+    for name, standard in named.items():
+        if re.fullmatch(KEY_HEADS, name) and heads is not None and standard in (heads, None):
+            found[name] = HEADS
+        elif name == "head_dim" and standard is None:
+            found[name] = WIDTH // HEADS
+        elif name == "vocab_size" and standard is None:
+            found[name] = WORDS
+        elif name == "pad_token_id" and standard is None and "vocab_size" in default:
+            found[name] = PAD
+        elif name == "qk_head_dim" and whole or (name == "head_dim" and standard == default.get("qk_head_dim")):
+            found[name] = 2 * (WIDTH // HEADS)
+        elif expand and re.fullmatch(r"mamba_(d_head|headdim|head_dim)", name):
+            found[name] = int(expand * WIDTH) // HEADS
+    return found
+
+
+def _layers(named: Mapping[str, Any]) -> dict[str, Any]:
+    """The number of layers and the lists that say of what kind each one is, so that there is one of each kind."""
+    count = next((name for name in COUNTS if isinstance(named.get(name), int)), None)
+    if count is None:
+        return {}
+    lists = {name: standard for name, standard in named.items() if isinstance(standard, (list, tuple))
+             and len(standard) == named[count] > 1 and all(isinstance(one, (str, int)) for one in standard)}
+    chosen, seen = [], set()
+    for layer in range(named[count]):
+        kinds = {(name, one[layer]) for name, one in lists.items() if _small(name, one[layer]) is None}
+        if not kinds <= seen:
+            chosen.append(layer)
+            seen |= kinds
+    chosen = chosen if len(chosen) >= LAYERS else sorted({*chosen, *range(LAYERS)})[:LAYERS]
+    cut = {name: type(one)(one[layer] if (small := _small(name, one[layer])) is None else small for layer in chosen)
+           for name, one in lists.items()}
+    return {count: len(chosen), **cut} if lists else {}
 
 
 def _token(name: str) -> int:
