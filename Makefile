@@ -1,5 +1,5 @@
-# `make demo` shows relprop at work, `make test` checks it, `make tables` makes the README's tables of methods anew. Each
-# builds the environment it needs in .venv, once.
+# `make demo` shows relprop at work, `make test` checks it, `make tables` makes the README's tables of methods anew and
+# `make census` that of architectures. Each builds the environment it needs in .venv, once.
 # Variables: PYTHON, the interpreter to build with; VENV, where to; OUT, where the demo's pictures go; ARGS, for pytest.
 
 SHELL := /bin/bash -o pipefail
@@ -16,7 +16,7 @@ QUIETLY = | { grep --line-buffered -E '^ *(Downloading .*(whl|gz) \(|Installing)
 # pycodestyle, pyflakes, import order, likely bugs, outdated syntax; lambdas may have names, zip may be plain.
 RUFF = $(BIN)/ruff check --isolated --line-length 120 --target-version py311 --select E,W,F,I,B,UP --ignore E731,B905
 
-.PHONY: demo test bench tables lint clean
+.PHONY: demo test bench tables census lint clean
 
 demo: $(VENV)/.for-demo
 	$(BIN)/relprop demo --output $(OUT)
@@ -29,6 +29,9 @@ bench: $(VENV)/.for-test
 
 tables: $(VENV)/.for-test
 	@for script in demos/benchmark_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+
+census: $(VENV)/.for-test
+	$(BIN)/python demos/census.py $(ARGS)
 
 lint: $(VENV)/.for-test
 	$(RUFF) relprop tests demos setup.py

@@ -5,10 +5,7 @@ Torch and all that stands on it is imported by the commands, not here, so that `
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
-import textwrap
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +18,7 @@ from ..errors import RelpropError
 from .circuit import circuit
 from .given import by_row, listed, loaded, own_device, read, subject_of, watched
 from .mediation import mediate
+from .model import filled, models
 from .option import (
     COMPARED,
     AsJson,
@@ -217,14 +215,7 @@ app.command()(mediate)
 app.command()(circuit)
 
 
-@app.command()
-def models(
-    methods: Annotated[bool, typer.Option("--methods", help="List the methods instead.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """List the bundled models."""
-    rows = _method_rows() if methods else _model_rows()
-    typer.echo(json.dumps(rows) if as_json else "\n".join(map(_method_line if methods else _model_lines, rows)))
+app.command()(models)
 
 
 @app.command()
@@ -312,7 +303,7 @@ def _report(result: Explanation) -> str:
     for row, (target, value) in enumerate(zip(result.target, result.value.tolist(), strict=True)):
         said.append(f"row {row}: target {target}, value {amount(value)}, by {result.method} ({result.conservation})")
         units = "  ".join(f"{unit} {relevance:+.3g}" for unit, relevance in _units(result, row))
-        said.append(_filled(units, "  "))
+        said.append(filled(units, "  "))
         if result.ledger is not None:
             books = result.ledger.table(row)
             said += [f"  {name:<24} {amount(part):>12} {percent(share):>10}" for name, part, share in books]
@@ -327,68 +318,6 @@ def _units(result: Explanation, row: int) -> list[tuple[Any, float]]:
         return result.top(5, row)
     special = [(token, relevance) for token, relevance in result.specials(row) if relevance]  # padding has none
     return [*result.words(row), *special]
-
-
-def _model_rows() -> list[dict[str, Any]]:
-    """The bundled models: what their configs, weights and cards say."""
-    from .. import zoo
-
-    return [_card(name, zoo.path(name), zoo.config(name)) for name in zoo.names()]
-
-
-def _card(name: str, folder: Path, config: dict) -> dict[str, Any]:
-    labels = config.get("labels") or list(config.get("id2label", {}).values())
-    weights, card = folder / "model.safetensors", (folder / "README.md").read_text(encoding="utf-8")
-    return {
-        "name": name,
-        "modality": "image" if "input_size" in config else "text",
-        "architecture": config.get("architecture") or config["architectures"][0],
-        "parameters": _parameters(weights),
-        "bytes": weights.stat().st_size,
-        "labels": labels,
-        "about": _found(r"^# [^\n]*\n+(.*?)\n\n", card),
-        "accuracy": _found(r"^- \*\*Accuracy\*\* (.*?)(?=\n- |\Z)", card),
-    }
-
-
-def _model_lines(row: dict[str, Any]) -> str:
-    size = f"{row['parameters'] / 1e6:.1f} M parameters, {row['bytes'] / 1e6:.1f} MB"
-    says = f"labels {', '.join(row['labels'])}" if row["labels"] else "predicts the next token"
-    head = f"{row['name']:<14} {row['modality']}: {row['architecture']}, {size}; {says}"
-    rest = [row["about"], f"Accuracy {row['accuracy']}" if row["accuracy"] else ""]
-    return "\n".join([head, *(_filled(text, "    ") for text in rest if text)])
-
-
-def _method_line(row: dict[str, str]) -> str:
-    return f"{row['name']:<26} {row['conserves']}{row['default'] and '; the default for ' + row['default']}"
-
-
-def _parameters(weights: Path) -> int:
-    """Numbers in a safetensors file, by its header alone: eight bytes of length, then JSON."""
-    with weights.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-
-
-def _found(pattern: str, card: str) -> str:
-    """The first group where a model card matches, on one line."""
-    match = re.search(pattern, card, flags=re.MULTILINE | re.DOTALL)
-    return " ".join(match[1].split()) if match else ""
-
-
-def _method_rows() -> list[dict[str, str]]:
-    """The methods and what each conserves."""
-    from .. import composite
-    from ..explain import METHODS
-
-    known = {name: composite.get(name).conservation for name in composite.NAMES}
-    default = {name: " and ".join(f"{kind}s" for kind, one in composite.DEFAULTS.items() if one == name)
-               for name in METHODS}
-    return [{"name": name, "conserves": known.get(name, composite.NOT), "default": default[name]} for name in METHODS]
-
-
-def _filled(text: str, indent: str) -> str:
-    return textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent)
 
 
 __all__ = ["BAD_INPUT", "app", "main", "read"]
