@@ -20,10 +20,16 @@ class Asked:
     batch: Batch
     names: list[str] | None = None
 
+    @property
+    def ruled(self) -> bool:
+        """Whether the rules of a composite hold for what the targets compute."""
+        return self.targets.ruled
+
     def __call__(self, output: object) -> Tensor:
         if self.names is None:
-            self.targets = self.targets.fixed(output, self.batch)
-            self.names = self.targets.names(output, self.batch)
+            with torch.no_grad():
+                self.targets = self.targets.fixed(output, self.batch)
+                self.names = self.targets.names(output, self.batch)
         return self.targets.value(output, self.batch)
 
     def row(self, row: int, rows: int) -> Asked:

@@ -15,9 +15,12 @@ NAMED = ("input_ids", "pixel_values")  # what transformers calls them
 def leaf(batch: Batch) -> tuple[int | str, Tensor]:
     """What a map of this batch is a map of: the token ids, the pixels, or the first tensor of a plain module's inputs.
 
-    Returns: its place (a position in `args` or a name in `kwargs`) and the tensor, (B, ...).
+    Returns: its place (a position in `args` or a name in `kwargs`) and the tensor, (B, ...); of rows that run as
+        several sequences the ids of their units, (B, U).
     Raises: ValueError if the batch holds no tensor.
     """
+    if batch.layout is not None:
+        return "input_ids", batch.layout.gathered(batch.kwargs["input_ids"], len(batch.units.tokens[0]))
     for name in NAMED:
         if name in batch.kwargs:
             return name, batch.kwargs[name]
@@ -30,6 +33,8 @@ def leaf(batch: Batch) -> tuple[int | str, Tensor]:
 def put(batch: Batch, value: Tensor) -> Batch:
     """The batch with `value` instead of its `leaf`."""
     place, _ = leaf(batch)
+    if batch.layout is not None:
+        value = batch.layout.spread(value, batch.kwargs[place])
     if isinstance(place, str):
         return replace(batch, kwargs={**batch.kwargs, place: value})
     return replace(batch, args=(*batch.args[:place], value, *batch.args[place + 1:]))

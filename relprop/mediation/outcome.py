@@ -6,14 +6,15 @@ what to read there. Reference: Vig et al. 2020 (Causal mediation analysis for in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..posed import apart, posed, written
 from ..subject import Subject
-from ..target import Contrast, Prediction, Probability, Target, Targets, Token, logits
+from ..target import Contrast, Probability, Similarity, Target, Targets, Token, logits
 from ..tokens import Batch, TextUnits
 from .memory import PIECE, by_piece
 
@@ -60,22 +61,40 @@ class Outcome:
 class Value(Outcome):
     """The value of a target: a logit, a probability, a contrast, a function of the output ...; see `relprop.Target`.
 
-    A target that is left open, such as the prediction, is that of the base.
+    A target that is left open, such as the prediction, is that of the base; so is an answer that the model writes. An
+    answer is put behind the prompts of both; a contrast of two answers asks a question of each.
     """
 
     of: object = None
 
     def pairs(self, subject: Subject, base: Batch, counterfactual: Batch) -> list[tuple[Question, Question]]:
         targets = subject.targets(self.of, base.rows)
-        if any(_open(target) for target in targets.targets):
-            targets = _fixed(subject, targets, base)
-        return [tuple(_asked(targets, batch) for batch in (base, counterfactual))]
+        if any(isinstance(target, Similarity) and target.to is None for target in targets.targets):
+            raise ValueError("effects are on the similarity to one text, Similarity(to=...), not on that of pairs")
+        targets = written(subject, base, targets)
+        asked = [posed(subject, batch, targets) for batch in (base, counterfactual)]
+        (first, own), _ = asked
+        if first is base and any(target.left_open for target in own.targets):
+            own = _fixed(subject, own, base)
+            asked = [(base, own), (counterfactual, own)]
+        return list(zip(*(_each(subject, *one) for one in asked), strict=True))
+
+    def value(self, answers: Sequence[Tensor]) -> Tensor:
+        return sum(answers)
 
     def name(self, subject: Subject) -> str:
         several = isinstance(self.of, (list, tuple))
         given = subject.targets(self.of, len(self.of) if several else 1)
         names = list(dict.fromkeys(one.name(given.vocabulary) for one in given.targets))
         return names[0] + (", others in other rows" if len(names) > 1 else "")
+
+
+def _each(subject: Subject, batch: Batch, targets: Targets) -> list[Question]:
+    """A question of each of the sequences that the rows run as."""
+    flat, own = apart(subject, batch, targets)
+    count = flat.rows // batch.rows
+    every = [torch.arange(number, flat.rows, count) for number in range(count)]
+    return [_asked(own.take(rows), flat.take(rows)) for rows in every]
 
 
 def _fixed(subject: Subject, targets: Targets, base: Batch) -> Targets:
@@ -86,28 +105,11 @@ def _fixed(subject: Subject, targets: Targets, base: Batch) -> Targets:
         batch = base.take(rows)
         with torch.no_grad():
             fixed = targets.take(rows).fixed(subject.forward(batch), batch).targets
-        found.update((row, _placed_as(one, targets.targets[row])) for row, one in zip(rows.tolist(), fixed))
+        found.update((row, targets.targets[row].named(one)) for row, one in zip(rows.tolist(), fixed))
         return {}
 
     by_piece(run, torch.arange(base.rows).split(PIECE))
     return Targets(tuple(found[row] for row in range(base.rows)), targets.vocabulary)
-
-
-def _placed_as(fixed: Target, asked: Target) -> Target:
-    """A target that was fixed, at the position that was asked for: the counterfactual may answer at another one."""
-    if isinstance(asked, Prediction):
-        return replace(fixed, position=None) if isinstance(fixed, Token) else fixed
-    if isinstance(asked, Contrast):
-        return Contrast(_placed_as(fixed.a, asked.a), _placed_as(fixed.b, asked.b))
-    if isinstance(asked, Probability):
-        return Probability(_placed_as(fixed.of, asked.of), asked.function)
-    return asked
-
-
-def _open(target: Target) -> bool:
-    if isinstance(target, Contrast):
-        return _open(target.a) or _open(target.b)
-    return isinstance(target, Prediction) or isinstance(target, Probability) and _open(target.of)
 
 
 def _asked(targets: Targets, batch: Batch) -> Question:
@@ -179,10 +181,13 @@ def answered_at(batch: Batch, row: int, token: Token) -> int:
 
 
 def prompt_of(batch: Batch) -> Tensor | None:
-    """Which tokens are no padding, bool (B, T); None where the input is not text that the output has positions of."""
+    """Which tokens are the prompt's, no padding and no answer behind it, bool (B, T); None where the input is not text
+    that the output has positions of.
+    """
     if not isinstance(batch.units, TextUnits) or "decoder_input_ids" in batch.kwargs:
         return None
-    return ~torch.tensor(batch.units.padding)
+    own = ~torch.tensor(batch.units.padding)
+    return own if batch.units.answers is None else own & ~torch.tensor(batch.units.answers)
 
 
 @dataclass(frozen=True, eq=False)

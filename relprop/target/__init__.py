@@ -5,13 +5,18 @@ writes (7, "cat", " Paris", a Target, a function, or a list of these, one a row)
 """
 from __future__ import annotations
 
+from .answer import Answer
 from .combination import Contrast, Function, Probability
-from .entry import Class, Token
+from .entry import Class, Regression, Token
 from .output import logits
 from .prediction import Prediction
+from .question import End, Span, Start
 from .reading import Reading
-from .scalar import Target
+from .scalar import Choice, Target
+from .similarity import Similarity
+from .tag import Tag
 from .vocabulary import LANGUAGE_MODELING, Targets, Vocabulary, resolve
 
-__all__ = ["LANGUAGE_MODELING", "Class", "Contrast", "Function", "Prediction", "Probability", "Reading", "Target",
-           "Targets", "Token", "Vocabulary", "logits", "resolve"]
+__all__ = ["LANGUAGE_MODELING", "Answer", "Choice", "Class", "Contrast", "End", "Function", "Prediction", "Probability",
+           "Reading", "Regression", "Similarity", "Span", "Start", "Tag", "Target", "Targets", "Token", "Vocabulary",
+           "logits", "resolve"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..tokens import Batch
-from .output import logits
+from .output import logits, named
 
 if TYPE_CHECKING:
     from .vocabulary import Vocabulary
@@ -49,6 +49,26 @@ class Reading:
                              "give the index or the label of a class")
         at = self._absolute(position, z.shape[1])
         return z[self.indices.to(z.device), at.to(z.device)]
+
+    def tagged(self) -> Tensor:
+        """Logits of the tags of each token of all rows, (B, T, C)."""
+        z = logits(self.output)
+        self._check_rows(z)
+        if z.dim() != 3:
+            raise ValueError(f"logits of shape {tuple(z.shape)} are not (rows, positions, tags); give the index or the "
+                             "label of a class")
+        return z
+
+    def ends(self, name: str) -> Tensor:
+        """Logits of the starts or ends of an answer, `output.start_logits` or `output.end_logits`, (R, T)."""
+        z = named(self.output, name, name.replace("_", " "))
+        self._check_rows(z)
+        return z if self.rows is None else z[self.rows.to(z.device)]
+
+    def sequence(self, number: int) -> Reading:
+        """The same output read for one of the sequences of each row; see `tokens.Layout`."""
+        flat = self.batch.flat
+        return Reading(self.output, flat, self.vocabulary, self.indices * (flat.rows // self.batch.rows) + number)
 
     def position(self, position: int | None) -> list[int]:
         """A position counted from each row's first token, None being where the model answers; (R,)."""

@@ -16,7 +16,17 @@ SHOWN = 20  # labels that an error lists
 
 
 class Target:
-    """A scalar of the output. Subclass it as a frozen dataclass with a `value`; the other methods are optional."""
+    """A scalar of the output. Subclass it as a frozen dataclass with a `value`; the other methods are optional.
+
+    `ruled` says that the value is computed under the rules of the composite, as if the model did it. `left_open` says
+    that `fixed` names something which this leaves open, such as the class that is predicted.
+    """
+
+    ruled = False
+
+    @property
+    def left_open(self) -> bool:
+        return False
 
     def value(self, reading: Reading) -> Tensor:
         """The number explained, (R,), differentiable, in its natural unit."""
@@ -30,9 +40,34 @@ class Target:
         """For each row, the target that stays the same when the input changes."""
         return [self] * len(reading.indices)
 
+    def named(self, fixed: Target) -> Target:
+        """The target with what was left open named as in `fixed`, but where it was: another input may have its answer
+        at another position.
+        """
+        return fixed if self.left_open else self
+
     def name(self, vocabulary: Vocabulary) -> str:
         """What the target is called in reports."""
         return repr(self)
+
+
+class Choice(Target):
+    """One of several entries that compete, so that it has a probability."""
+
+    def value(self, reading: Reading) -> Tensor:
+        return self.choices(reading).gather(1, self.column(reading)[:, None])[:, 0]
+
+    def choices(self, reading: Reading) -> Tensor:
+        """Logits that it competes with, (R, C)."""
+        raise NotImplementedError
+
+    def column(self, reading: Reading) -> Tensor:
+        """Which of them it is, (R,), on the device of the output."""
+        raise NotImplementedError
+
+    def other(self, index: int) -> Choice:
+        """The choice in its place that has this number."""
+        raise TypeError(f"a {type(self).__name__} has no others by number; explain a class, tag or token")
 
 
 def entry(z: Tensor, index: int, what: str) -> Tensor:

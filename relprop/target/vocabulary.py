@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ..tokens import Batch
 from .combination import Function
-from .entry import Class, Token
+from .entry import Class, Regression, Token
 from .output import wide
 from .prediction import Prediction
 from .reading import Reading
 from .scalar import Target, listed, meant
+from .tag import Tag
 
-LANGUAGE_MODELING = ("text-generation", "fill-mask", "text2text-generation")  # tasks whose output has a logit a token
+# tasks whose output has a logit a token
+LANGUAGE_MODELING = ("text-generation", "fill-mask", "text2text-generation", "image-text-to-text")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,13 +26,24 @@ class Vocabulary:
     """What the entries of a model's logits are called.
 
     `labels` name classes; `tokenizer` spells tokens; `task` is one of transformers' task names; `multilabel` says that
-    each class is decided for itself, so that its probability is a sigmoid.
+    each class is decided for itself, so that its probability is a sigmoid; `regression` that the outputs are numbers.
     """
 
     labels: tuple[str, ...] | None = None
     tokenizer: object | None = None
     task: str | None = None
     multilabel: bool = False
+    regression: bool = False
+
+    @property
+    def of_tags(self) -> bool:
+        """Whether the logits are of a class for each token."""
+        return self.task == "token-classification"
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model may write an answer, as far as its task is known."""
+        return self.task in (None, "text-generation", "text2text-generation", "image-text-to-text")
 
     @property
     def of_tokens(self) -> bool:
@@ -49,7 +62,7 @@ class Vocabulary:
         if isinstance(spec, Target):
             return spec.resolved(self)
         if isinstance(spec, str):
-            return self._word(spec).resolved(self)
+            return self._choice(spec).resolved(self)
         if isinstance(spec, bool):
             raise TypeError(f"a target is an index, a label, a Target or a function of the output, not {spec}")
         if callable(spec):
@@ -59,7 +72,7 @@ class Vocabulary:
         except TypeError as cause:
             raise TypeError("a target is an index, a label, a Target or a function of the output, not "
                             f"{type(spec).__name__} ({spec!r})") from cause
-        return (Token(number) if self.of_tokens else Class(number)).resolved(self)
+        return self._choice(number).resolved(self)
 
     def targets(self, spec: object, rows: int) -> Targets:
         """A target for each row.
@@ -121,8 +134,10 @@ class Vocabulary:
             return repr(self.tokenizer.decode([index])) if self.tokenizer is not None else f"token {index}"
         return self.labels[index] if self.labels is not None else f"class {index}"
 
-    def _word(self, word: str) -> Target:
-        return Token(word) if self.of_tokens else Class(word)
+    def _choice(self, which: str | int) -> Target:
+        """What a label, a token or an index alone means."""
+        kinds = (self.of_tokens, Token), (self.of_tags, Tag), (self.regression, Regression), (True, Class)
+        return next(kind for is_one, kind in kinds if is_one)(which)
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,11 @@ class Targets:
 
     targets: tuple[Target, ...]
     vocabulary: Vocabulary
+
+    @property
+    def ruled(self) -> bool:
+        """Whether a value is computed under the rules of a composite, as if the model did it."""
+        return any(target.ruled for target in self.targets)
 
     def value(self, output: object, batch: Batch) -> Tensor:
         """The numbers explained, (B,), differentiable, in at least float32.

@@ -1,0 +1,35 @@
+"""Results of several sequences a row put together: the map of each unit is the sum over the sequences that it is in."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from .result import Ledger, Relevance
+from .target import Targets
+from .tokens import Batch
+
+
+def folded(found: Relevance, batch: Batch, targets: Targets) -> Relevance:
+    """The result of a batch whose rows run as several sequences, from that of the sequences, B S rows.
+
+    Values, maps and ledgers are sums; leaves and addresses inside keep their sequences apart, (B, S, ...).
+    """
+    layout, width = batch.layout, len(batch.units.tokens[0])
+    names = [target.name(targets.vocabulary) for target in targets.targets]
+    split = lambda tensors: {name: t.unflatten(0, (batch.rows, layout.count)) for name, t in tensors.items()}
+    positions = None if found.positions is None else layout.folded(found.positions, width)
+    return replace(found, map=layout.folded(found.map, width), value=_summed(found.value, batch), target=names,
+                   units=batch.units, ledger=None if found.ledger is None else _ledger(found.ledger, batch),
+                   inputs=split(found.inputs), latents=split(found.latents), positions=positions)
+
+
+def _ledger(books: Ledger, batch: Batch) -> Ledger:
+    each = lambda amounts: amounts and {name: _summed(amount, batch) for name, amount in amounts.items()}
+    return replace(books, value=_summed(books.value, batch), input=_summed(books.input, batch),
+                   absorbed=each(books.absorbed), layers=each(books.layers), parts=each(books.parts))
+
+
+def _summed(amount: Tensor, batch: Batch) -> Tensor:
+    """The sum over the sequences of each row."""
+    return amount.unflatten(0, (batch.rows, batch.layout.count)).sum(1)

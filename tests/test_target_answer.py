@@ -1,0 +1,298 @@
+"""An answer of several tokens is explained at once: behind its prompt, in one forward and one backward pass."""
+from __future__ import annotations
+
+import pytest
+import torch
+from lexicon import WRITTEN, writing
+
+import relprop
+from relprop import Answer, Contrast, Span, Token, explain, load
+
+PROMPTS = ["alice was born in", "the dog walks"]
+
+
+@pytest.fixture(autouse=True)
+def _seeded(seed):
+    """Every model here is random, the same each time."""
+
+
+def made(kind, **config):
+    model = kind(kind.config_class(**config)).double().eval()
+    for parameter in model.parameters():  # biases start at zero, at which errors hide
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    model.generation_config.eos_token_id = 3
+    return model
+
+
+def gpt2(**options):
+    from transformers import GPT2LMHeadModel
+
+    model = made(GPT2LMHeadModel, vocab_size=len(WRITTEN), n_embd=16, n_layer=2, n_head=2, n_positions=40,
+                 initializer_range=0.5, bos_token_id=2, eos_token_id=3, pad_token_id=0)
+    return load(model, writing(**options))
+
+
+def llama(**options):
+    from transformers import LlamaForCausalLM
+
+    model = made(LlamaForCausalLM, vocab_size=len(WRITTEN), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                 intermediate_size=32, max_position_embeddings=40, initializer_range=0.5, bos_token_id=2,
+                 eos_token_id=3, pad_token_id=0)
+    return load(model, writing(**options))
+
+
+def t5(**options):
+    from transformers import T5ForConditionalGeneration
+
+    model = made(T5ForConditionalGeneration, vocab_size=len(WRITTEN), d_model=16, d_kv=8, d_ff=32, num_layers=2,
+                 num_heads=2, pad_token_id=0, eos_token_id=3, decoder_start_token_id=0)
+    return load(model, writing(begins=False, **options))
+
+
+MODELS = {"gpt2": gpt2, "llama": llama, "t5": t5}
+
+
+def ids(subject, text):
+    return subject.tokenizer.encode(text, add_special_tokens=False)
+
+
+def logits(subject, prompt, answer):
+    """Logits with which each token of an answer is written, (A, V), by hand."""
+    own, said = subject.tokenizer(prompt)["input_ids"], ids(subject, answer)
+    if subject.task == "text2text-generation":
+        out = subject.model(input_ids=torch.tensor([own]), decoder_input_ids=torch.tensor([[0, *said]])).logits[0]
+        return out[:-1], said
+    return subject.model(torch.tensor([own + said])).logits[0, len(own) - 1:-1], said
+
+
+def balanced(r) -> bool:
+    return bool((r.ledger.error < 1e-9).all())
+
+
+def words(r, row=0):
+    return torch.tensor([value for _, value in r.words(row)])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_answer_is_the_sum_over_its_tokens(name):
+    subject = MODELS[name]()
+    for measure in ("logprob", "logit"):
+        r = explain(subject, PROMPTS[:1], Answer(" paris in london", measure=measure))
+        z, said = logits(subject, PROMPTS[0], " paris in london")
+        z = z.log_softmax(-1) if measure == "logprob" else z
+        assert torch.allclose(r.value.double(), z[torch.arange(3), said].sum(), atol=1e-5)
+        assert balanced(r) and words(r).abs().min() > 0 and r.forwards == r.backwards == 1
+        assert [word for word, _ in r.words(0)] == PROMPTS[0].split()
+    assert r.target == ["logit of ' paris in london'"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_map_of_an_answer_is_the_sum_of_its_tokens_maps(name):
+    subject, answer = MODELS[name](), " paris in london"
+    whole = explain(subject, PROMPTS[:1], Answer(answer, measure="logit"))
+    parts = [explain(subject, PROMPTS[:1], Answer(answer, part, measure="logit")) for part in (0, (1, 2), "london")]
+    assert torch.allclose(whole.map, sum(part.map for part in parts), atol=1e-5)
+    assert torch.allclose(whole.value, sum(part.value for part in parts), atol=1e-5)
+    ledgers = [sum(part.ledger.absorbed.get(name, torch.zeros(1)) for part in parts) for name in whole.ledger.absorbed]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole.ledger.absorbed.values(), ledgers, strict=True))
+    if name != "t5":  # the same tokens, each explained at its position of the whole text
+        z, said = logits(subject, PROMPTS[0], answer)
+        text = torch.tensor([subject.tokenizer(PROMPTS[0])["input_ids"] + said])
+        first = text.shape[1] - len(said) - 1
+        single = [explain(subject, text, Token(token, first + i)).map for i, token in enumerate(said)]
+        assert torch.allclose(whole.map, sum(single), atol=1e-5)
+        assert parts[0].words(0) != parts[2].words(0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_answers_of_a_batch_are_those_of_its_rows(name, side):
+    subject = MODELS[name](padding_side=side)
+    targets = [Answer(" paris"), Answer(" in the london")]
+    r = explain(subject, PROMPTS, targets)
+    assert balanced(r)
+    for row in range(2):
+        alone = explain(subject, PROMPTS[row:row + 1], targets[row])
+        assert torch.allclose(alone.value, r.value[row:row + 1], atol=1e-6) and alone.target == [r.target[row]]
+        assert torch.allclose(words(alone), words(r, row), atol=1e-5)
+        assert [w for w, _ in alone.words(0)] == [w for w, _ in r.words(row)]
+        own = lambda found: [(token, round(value, 4)) for token, value in found]
+        assert own(alone.answered(0)) == own(r.answered(row))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_answer_beside_other_targets(name):
+    subject = MODELS[name]()
+    r = explain(subject, PROMPTS, [Answer(" paris in"), " bob"])
+    alone = explain(subject, PROMPTS[1:], " bob")
+    assert torch.allclose(r.value[1:], alone.value) and torch.allclose(words(r, 1), words(alone), atol=1e-5)
+    assert r.answered(1) == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("a, b", [(" paris", " london"), (" paris in london", " bob")], ids=["equal", "unlike"])
+def test_a_contrast_of_answers_is_the_difference(name, a, b):
+    subject = MODELS[name]()
+    for measure in ("logprob", "logit"):
+        one, other = Answer(a, measure=measure), Answer(b, measure=measure)
+        r = explain(subject, PROMPTS, Contrast(one, other))
+        first, second = explain(subject, PROMPTS, one), explain(subject, PROMPTS, other)
+        assert torch.allclose(r.value, first.value - second.value, atol=1e-5) and balanced(r)
+        for row in range(2):
+            assert torch.allclose(words(r, row), words(first, row) - words(second, row), atol=1e-5)
+            assert [w for w, _ in r.words(row)] == PROMPTS[row].split()
+        for line in r.ledger.absorbed:
+            zero = torch.zeros(2, dtype=torch.float64)
+            expected = first.ledger.absorbed.get(line, zero) - second.ledger.absorbed.get(line, zero)
+            assert torch.allclose(r.ledger.absorbed[line], expected, atol=1e-9)
+        alone = explain(subject, PROMPTS[1:], Contrast(one, other))
+        assert torch.allclose(words(r, 1), words(alone), atol=1e-5)
+        assert torch.allclose(r.map, explain(subject, PROMPTS, Contrast(one, other), batch_size=1).map, atol=1e-5)
+
+
+def test_what_a_contrast_says_of_its_answers():
+    r = explain(gpt2(), PROMPTS[:1], Contrast(Answer(" paris in london"), Answer(" bob")))
+    said = r.answered(0)
+    assert [token for token, _ in said] == ["\u0120paris", "\u0120in", "\u0120london", "\u0120bob"]
+    assert said[0][1] != 0 and said[1][1] != 0 and said[2][1] == said[3][1] == 0  # the last ones are read by nobody
+    assert r.target == ["log P of ' paris in london' - log P of ' bob'"]
+    total = words(r).sum() + sum(v for _, v in said) + sum(v for _, v in r.specials(0))
+    assert torch.allclose(total.double(), r.ledger.input[0], atol=1e-5)
+
+
+def test_rows_of_one_and_of_two_answers():
+    subject = gpt2()
+    targets = [Contrast(Answer(" paris"), Answer(" bob in")), Answer(" paris in")]
+    r = explain(subject, PROMPTS, targets)
+    for row in range(2):
+        alone = explain(subject, PROMPTS[row:row + 1], targets[row])
+        assert torch.allclose(alone.value, r.value[row:row + 1], atol=1e-5) and alone.target == [r.target[row]]
+        assert torch.allclose(words(alone), words(r, row), atol=1e-5)
+    assert balanced(r)
+
+
+def test_an_answer_against_a_token():
+    subject = gpt2()
+    r = explain(subject, PROMPTS, Contrast(Answer(" paris in", measure="logit"), Token(" bob")))
+    first, second = (explain(subject, PROMPTS, one) for one in (Answer(" paris in", measure="logit"), Token(" bob")))
+    assert torch.allclose(r.value, first.value - second.value, atol=1e-5)
+    assert torch.allclose(words(r, 0), words(first, 0) - words(second, 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_model_writes_the_answer_itself(name, side):
+    subject = MODELS[name](padding_side=side)
+    r = explain(subject, PROMPTS, Answer(length=4))
+    for row, prompt in enumerate(PROMPTS):
+        own, said = subject.tokenizer(prompt)["input_ids"], []
+        for _ in range(4):  # the likeliest token, four times
+            if name == "t5":
+                z = subject.model(input_ids=torch.tensor([own]), decoder_input_ids=torch.tensor([[0, *said]])).logits
+            else:
+                z = subject.model(torch.tensor([own + said])).logits
+            said.append(int(z[0, -1].argmax()))
+        said = said[:said.index(3)] if 3 in said else said
+        given = explain(subject, [prompt], Answer(tuple(said)))
+        assert torch.allclose(given.value, r.value[row:row + 1], atol=1e-5) and given.target == [r.target[row]]
+        assert torch.allclose(words(given), words(r, row), atol=1e-5)
+
+
+def test_the_answer_is_taken_from_words_alone_by_the_check():
+    subject = llama()
+    for target in (Answer(" paris in london"), Contrast(Answer(" paris in london"), Answer(" bob"))):
+        r = explain(subject, PROMPTS, target)
+        curve = r.check(steps=4, randoms=2)
+        assert torch.allclose(curve.value, r.value, atol=1e-5)
+        own = subject.prepare(PROMPTS).kwargs
+        ids = own["input_ids"].masked_fill(own["input_ids"] > 6, 1)  # all words of the prompt gone, the answer there
+        gone = explain(subject, {**own, "input_ids": ids}, target).value
+        assert torch.allclose(curve.morf[:, -1], gone, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["rollout", "integrated-gradients", "occlusion", "gradient", "lime", "attnlrp"])
+def test_every_kind_of_method_explains_answers(method):
+    subject = gpt2()
+    for target in (Answer(" paris in"), Contrast(Answer(" paris in"), Answer(" bob"))):
+        r = explain(subject, PROMPTS, target, method=method)
+        assert words(r).abs().sum() > 0 and r.rows == 2
+    table = relprop.compare(subject, PROMPTS, target, methods=[method], steps=2, randoms=2).table()
+    assert table["area"].notna().all()
+
+
+def test_latents_and_files_of_an_answer(tmp_path):
+    subject = gpt2()
+    r = explain(subject, PROMPTS, Answer(" paris in"), at=["L0.attn.H0", "L1@-1"])
+    assert r.at("L0.attn.H0").shape == r.map.shape and r.at("L1@-1").shape == (2,)
+    r.save(tmp_path / "a.json")
+    r.save(tmp_path / "a.safetensors")
+    for path in tmp_path.iterdir():
+        again = relprop.open(path)
+        assert again.answered(1) == r.answered(1) and again.words(0) == r.words(0)
+    both = explain(subject, PROMPTS, Contrast(Answer(" paris in"), Answer(" bob")), at=["L0.attn.H0"])
+    assert both.at("L0.attn.H0").shape[:2] == (2, 2)  # rows, sequences
+    assert torch.allclose(both.at("L1@1"), explain(subject, PROMPTS, Contrast(Answer(" paris in"), Answer(" bob")),
+                                                   at="L1@1").at("L1@1"))
+
+
+def test_answers_are_outcomes():
+    subject = gpt2()
+    base, other = "alice was born in", "bob was born in"
+    for target in (Answer(" paris in"), Contrast(Answer(" paris in"), Answer(" dog"))):
+        found = relprop.effects(subject, base, other, target, at="L*.attn.H*", kind=["total", "indirect"])
+        values = [explain(subject, [text], target).value.double() for text in (base, other)]
+        assert torch.allclose(found.total.flatten().double(), values[1] - values[0], atol=1e-5)
+        assert found.indirect.abs().max() > 0
+    written = explain(subject, [base], Answer(length=3))
+    kept = relprop.effects(subject, base, other, Answer(length=3), kind="total")  # that of the base, in both runs
+    said = tuple(int(i) for i in _generated(subject, base, 3))
+    values = [explain(subject, [text], Answer(said)).value.double() for text in (base, other)]
+    assert torch.allclose(values[0], written.value.double())
+    assert torch.allclose(kept.total.flatten().double(), values[1] - values[0], atol=1e-5)
+
+
+def _generated(subject, prompt, length):
+    own = subject.tokenizer(prompt)["input_ids"]
+    return subject.model.generate(torch.tensor([own]), attention_mask=torch.ones(1, len(own)), max_new_tokens=length,
+                                  do_sample=False, pad_token_id=0)[0, len(own):].tolist()
+
+
+def test_a_chat_is_its_messages():
+    """What the template puts around the messages is no word of theirs."""
+    subject = llama(chat=True)
+    chat = [{"role": "user", "content": "who was born in paris ?"}]
+    r = explain(subject, chat, Answer(" alice was here"))
+    assert [word for word, _ in r.words(0)] == ["who", "was", "born", "in", "paris", "?"]
+    text = subject.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    own = subject.tokenizer(text, add_special_tokens=False)["input_ids"]
+    z = subject.model(torch.tensor([own + ids(subject, " alice was here")])).logits[0, len(own) - 1:-1]
+    expected = z.log_softmax(-1)[torch.arange(3), ids(subject, " alice was here")].sum()
+    assert torch.allclose(r.value.double(), expected, atol=1e-5) and balanced(r)
+    assert "<|user|>" in [token for token, _ in r.specials(0)]
+    longer = [{"role": "user", "content": "good day"}, {"role": "model", "content": "good day bob"}, *chat]
+    several = explain(subject, [chat, longer], Answer(" alice"))
+    assert several.rows == 2 and [w for w, _ in several.words(1)][:5] == ["good", "day", "good", "day", "bob"]
+    assert torch.allclose(words(several), words(explain(subject, chat, Answer(" alice"))), atol=1e-5)
+
+
+@pytest.mark.parametrize("target, said", [
+    (Answer(" paris in", part=2), "the part 2 lies outside of the answer, which has 2 tokens"),
+    (Answer(" paris in", part=(1, 3)), r"the part \(1, 3\) lies outside of the answer"),
+    (Answer(" paris in", part=(1, 1)), r"the part \(1, 1\) lies outside of the answer"),
+    (Answer(" paris in", part=-3), "the part -3 lies outside of the answer"),
+    (Answer(" paris in", part="london"), "'london' is not a part of the answer 'paris in'"),
+    (Answer(()), "an answer without a token"),
+    (Answer((999,)), "no token 999 in .*, whose vocabulary has"),
+    (Answer(""), "the tokenizer finds no token in ''"),
+    (Answer(" paris", measure="odds"), "measured by logprob or logit, not by 'odds'"),
+    (Answer(" paris" * 40), "have 45 tokens, .* takes 40"),
+    (Span("paris"), "no start logits"),
+])
+def test_answers_that_cannot_be(target, said):
+    with pytest.raises((ValueError, TypeError), match=said):
+        explain(gpt2(), PROMPTS[:1], target)
+
+
+def test_an_answer_of_a_model_that_does_not_write():
+    with pytest.raises(ValueError, match="an answer is written by a language model, and the task here is 'text-class"):
+        explain("reviews-bert", "A fine film.", Answer(" yes"))
