@@ -277,8 +277,10 @@ PRESETS: dict[str, Callable[[], Composite]] = {
     "gradient": gradient}
 NAMES = tuple(PRESETS)
 
-DEFAULTS: dict[str, str] = {"image": "attnlrp-vision", "text": "attnlrp-path"}
-"""The method of `explain` where none is named, by what a model takes; chosen by the benchmarks in the README."""
+DEFAULTS: dict[str, str] = {"image": "attnlrp-vision", "text": "attnlrp-path", "both": "attnlrp"}
+"""The method of `explain` where none is named, by what a model takes; chosen by the benchmarks in the README, but for
+texts with pictures, which are explained by one backward pass.
+"""
 
 
 def default(modality: str) -> str:

@@ -31,6 +31,7 @@ TASKS = {
     "QUESTION_ANSWERING": "question-answering",
     "IMAGE_CLASSIFICATION": "image-classification",
     "SEQ_TO_SEQ_CAUSAL_LM": "text2text-generation",  # before the next, which lists BART too
+    "IMAGE_TEXT_TO_TEXT": "image-text-to-text",  # before the next, which lists some of them too
     "MASKED_LM": "fill-mask",
     "CAUSAL_LM": "text-generation",
 }
@@ -47,6 +48,7 @@ class Facts:
     labels: tuple[str, ...] | None = None
     classes: int | None = None
     multilabel: bool = False
+    regression: bool = False
     channels: int = 3
     size: tuple[int, int] | None = None
     patch: tuple[int, int] | None = None
@@ -110,6 +112,19 @@ def longest(model: nn.Module, tokenizer: object | None) -> int | None:
     return min((limit for limit in limits if 0 < limit < 10**9), default=None)  # tokenizers say 10^30 for none
 
 
+def cut(model: nn.Module) -> tuple[tuple[int, int] | None, int]:
+    """Of a model of pictures and text: the patch that it cuts pictures into, (Py, Px), None if it does not say, and how
+    many entries of its pixels there are for each of their places: channels, and frames that a still picture fills.
+    """
+    config = _config(model)
+    seeing = next((part for name in ("vision_config", "vision_tower_config", "vit_config", "perceiver_config")
+                   if (part := getattr(config, name, None)) is not None), config)
+    channels = next((value for name in ("num_channels", "in_channels", "in_chans")
+                     if isinstance(value := getattr(seeing, name, None), int)), 3)
+    frames = getattr(seeing, "temporal_patch_size", 1)
+    return _pair(getattr(seeing, "patch_size", None)), channels * (frames if isinstance(frames, int) else 1)
+
+
 def vocabulary_size(model: nn.Module) -> int | None:
     """Number of token ids that a model has an embedding for."""
     if _config(model) is None:
@@ -149,6 +164,7 @@ def _transformers(model: nn.Module) -> Facts:
     return Facts(name=name or type(model).__name__, modality=modality, task=task,
                  labels=labels, classes=len(labels) if labels else None,
                  multilabel=getattr(config, "problem_type", None) == "multi_label_classification",
+                 regression=getattr(config, "problem_type", None) == "regression",
                  channels=channels, size=size, patch=patch, pixels=pixels,
                  prefix_tokens=prefix_tokens(model) if modality == "image" else 0)
 

@@ -14,6 +14,8 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
+from .pictures import Pictures
+
 # A word is a run of characters that are neither space nor punctuation, with the apostrophe of "isn't" and the point of
 # 3.14. Signs stand alone, repeated ones together ("..."), and so does each character of scripts written without spaces.
 _SIGN = (
@@ -35,6 +37,9 @@ class TextUnits:
     `words[row]`, and None for special tokens and padding; so two equal words stay two. `offsets` are (start, end) in
     `texts[row]`, (0, 0) where a token is not of the text. Words do not depend on the tokenizer, except that a token
     across several words joins them, and that newlines which are tokens are words. Padding counts as special.
+
+    `seconds` says of pairs where in `texts` the second one begins. `answers` marks the tokens of an answer that was put
+    behind the text, for models that write; they are of no word, and special.
     """
 
     tokens: list[list[str]]
@@ -44,6 +49,8 @@ class TextUnits:
     texts: list[str]
     special: list[list[bool]]
     padding: list[list[bool]]
+    seconds: list[int] | None = None
+    answers: list[list[bool]] | None = None
 
     @property
     def rows(self) -> int:
@@ -51,7 +58,7 @@ class TextUnits:
 
     def take(self, rows: Sequence[int]) -> TextUnits:
         """The units of these rows, in this order."""
-        return TextUnits(**{name: [column[row] for row in rows] for name, column in vars(self).items()})
+        return TextUnits(**{name: column and [column[row] for row in rows] for name, column in vars(self).items()})
 
     def to_dict(self) -> dict:
         """JSON-able; `units` is the way back."""
@@ -135,12 +142,58 @@ def units(data: Mapping) -> Units:
 
 
 @dataclass(frozen=True, eq=False)
+class Layout:
+    """How the units of a row lie in the several sequences that the model runs for it, such as two answers to a prompt.
+
+    `source` is the unit that each token of each sequence is, (B, S, T), -1 for padding; a unit may be in several.
+    `units` are those of each sequence by itself, B S rows, the sequences of a row next to each other.
+    """
+
+    source: Tensor
+    units: TextUnits
+
+    @property
+    def count(self) -> int:
+        """S, the number of sequences of a row."""
+        return self.source.shape[1]
+
+    def take(self, rows: Tensor) -> Layout:
+        """The layout of these rows, in this order."""
+        return Layout(self.source[rows], self.units.take(self.flat(rows).tolist()))
+
+    def flat(self, rows: Tensor) -> Tensor:
+        """Which sequences are those of these rows, (R S,)."""
+        return (rows[:, None] * self.count + torch.arange(self.count)).flatten()
+
+    def folded(self, values: Tensor, width: int) -> Tensor:
+        """Values of tokens, (B S, T), summed over the sequences for each of `width` units, (B, U)."""
+        source = self.source.to(values.device).flatten(1)  # (B, S T)
+        inside = source >= 0
+        sums = values.new_zeros(len(source), width)
+        return sums.scatter_add_(1, source.clamp_min(0), values.reshape(source.shape).where(inside, 0))
+
+    def gathered(self, values: Tensor, width: int) -> Tensor:
+        """What stands in the sequences, (B S, T), for each of `width` units, (B, U): what is in several is equal there."""
+        source = self.source.to(values.device).flatten(1)
+        found = values.new_zeros(len(source), width + 1)  # padding goes to the last
+        return found.scatter_(1, torch.where(source < 0, width, source), values.reshape(source.shape))[:, :-1]
+
+    def spread(self, values: Tensor, before: Tensor) -> Tensor:
+        """Values of units, (B, U), in the place of what stands in the sequences, (B S, T)."""
+        source = self.source.to(values.device).flatten(1)
+        return values.gather(1, source.clamp_min(0)).where(source >= 0, before.reshape(source.shape)).view_as(before)
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """What goes into `model(*args, **kwargs)`, and what its rows are made of.
 
     `last` is the index (B,) of each row's last token that is not padding, None if the input is no text. `read` is the
     position (B,) where the model gives its answer when that is another one: the single mask token of a masked language
     model (-1 where a row has none or several), 0 of a decoder that has only started.
+
+    With a `layout` the model runs S sequences for each row: its tensors, and `last`, have B S entries. `pictures` are
+    those beside the texts, or those whose pixels the model sees otherwise than they are.
     """
 
     args: tuple
@@ -149,14 +202,34 @@ class Batch:
     units: Units
     last: Tensor | None = None
     read: Tensor | None = None
+    layout: Layout | None = None
+    pictures: Pictures | None = None
+
+    @property
+    def runs(self) -> int:
+        """Number of sequences that the model runs."""
+        return self.rows * (1 if self.layout is None else self.layout.count)
+
+    @property
+    def flat(self) -> Batch:
+        """The same with every sequence as a row of its own."""
+        if self.layout is None:
+            return self
+        return replace(self, rows=self.runs, units=self.layout.units, layout=None)
 
     def take(self, rows: Sequence[int]) -> Batch:
         """The batch of these rows, in this order; a row may come more than once."""
-        index = torch.as_tensor(rows, dtype=torch.long)
+        rows = torch.as_tensor(rows, dtype=torch.long)
+        index, layout = rows, None
+        if self.layout is not None:
+            index, layout = self.layout.flat(rows.cpu()), self.layout.take(rows.cpu())
         args = tuple(self._rows_of(value, index) for value in self.args)
-        kwargs = {name: self._rows_of(value, index) for name, value in self.kwargs.items()}
+        items = {} if self.pictures is None else self.pictures.items(rows.tolist())
+        kwargs = {name: value[items[name].to(value.device)] if name in items else self._rows_of(value, index)
+                  for name, value in self.kwargs.items()}
         last, read = (self._rows_of(value, index) for value in (self.last, self.read))
-        return Batch(args, kwargs, len(index), self.units.take(index.tolist()), last, read)
+        pictures = self.pictures and self.pictures.take(rows.tolist())
+        return Batch(args, kwargs, len(rows), self.units.take(rows.tolist()), last, read, layout, pictures)
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on this device."""
@@ -166,7 +239,7 @@ class Batch:
         return replace(self, args=args, kwargs=kwargs, last=last, read=read)
 
     def _rows_of(self, value: object, index: Tensor) -> object:
-        if isinstance(value, Tensor) and value.dim() and len(value) == self.rows:
+        if isinstance(value, Tensor) and value.dim() and len(value) == self.runs:
             return value[index.to(value.device)]
         return value
 
@@ -183,18 +256,19 @@ class Batch:
         return mask.bool().cpu()
 
 
-def encode(tokenizer: object, texts: Sequence[str | tuple[str, str]], *, pad_id: int, limit: int | None = None
-           ) -> tuple[dict[str, Tensor], TextUnits]:
+def encode(tokenizer: object, texts: Sequence[str | tuple[str, str]], *, pad_id: int, limit: int | None = None,
+           template: bool = False) -> tuple[dict[str, Tensor], TextUnits]:
     """Texts, or pairs of texts, as the tensors a model takes, padded on the tokenizer's side (see `pad`).
 
     The tokenizer is not changed: one without a pad token stays so. A pair counts as one text, a space between.
 
     Args: texts: B of them, none empty. pad_id: what fills short rows. limit: cut longer rows to it; None: no limit.
+        template: the texts have their special tokens already, as a chat template writes them.
     Returns: tensors (B, T) by name, `attention_mask` among them, and the units.
     Raises: ValueError for a text that has no token.
     """
     options = {"return_special_tokens_mask": True, "return_attention_mask": True, "verbose": False}
-    options |= {"return_offsets_mapping": tokenizer.is_fast}
+    options |= {"return_offsets_mapping": tokenizer.is_fast, "add_special_tokens": not template}
     if limit is not None:
         options |= {"truncation": True, "max_length": limit}
     pairs = isinstance(texts[0], tuple)
@@ -204,8 +278,8 @@ def encode(tokenizer: object, texts: Sequence[str | tuple[str, str]], *, pad_id:
     for text, marks in zip(texts, special):
         if all(marks):
             raise ValueError(f"the tokenizer finds no token in {text!r}; give a text with words it can read")
+    shifts = [len(first) + 1 for first, _ in texts] if pairs else []
     if offsets is not None and pairs:
-        shifts = [len(first) + 1 for first, _ in texts]
         offsets = [_joined(encoded.sequence_ids(row), offsets[row], shift) for row, shift in enumerate(shifts)]
     padded, left = pad({"special": special, **encoded}, tokenizer, pad_id)
     special = padded.pop("special")
@@ -214,7 +288,8 @@ def encode(tokenizer: object, texts: Sequence[str | tuple[str, str]], *, pad_id:
     width = padded["input_ids"].shape[1]
     offsets = [_fill(list(row), (0, 0), width, left) for row in offsets]
     whole = [" ".join(text) if pairs else text for text in texts]
-    return padded, _assemble(padded["input_ids"], padded["attention_mask"], tokenizer, special, (whole, offsets))
+    found = assemble(padded["input_ids"], padded["attention_mask"], tokenizer, special, (whole, offsets))
+    return padded, replace(found, seconds=shifts) if pairs else found
 
 
 def pad(columns: Mapping[str, list[list[int]]], tokenizer: object, pad_id: int) -> tuple[dict[str, Tensor], bool]:
@@ -243,11 +318,12 @@ def from_ids(ids: Tensor, mask: Tensor, tokenizer: object | None = None, *, spec
         pieces = _pieces(row_ids, tokenizer)
         rows.append(_placed(["" if skip else piece for piece, skip in zip(pieces, row_special)]))
     texts, offsets = zip(*rows)
-    return _assemble(ids, mask, tokenizer, special, (list(texts), list(offsets)))
+    return assemble(ids, mask, tokenizer, special, (list(texts), list(offsets)))
 
 
-def _assemble(ids: Tensor, mask: Tensor, tokenizer: object | None, special: Tensor,
-              placed: tuple[list[str], list[list[tuple[int, int]]]]) -> TextUnits:
+def assemble(ids: Tensor, mask: Tensor, tokenizer: object | None, special: Tensor,
+             placed: tuple[list[str], list[list[tuple[int, int]]]]) -> TextUnits:
+    """Units of token ids, (B, T), whose texts and offsets in them, one a token, are known: `placed`."""
     texts, offsets = placed
     tokens = [_spelled(row, tokenizer) for row in ids.tolist()]
     padding = ~mask.bool().cpu()

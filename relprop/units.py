@@ -6,6 +6,7 @@ plain tensor.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -23,15 +24,20 @@ def groups(batch: Batch, *, by: str | None = None) -> Tensor:
 
     Args: by: "token" (the default) or "word", for text.
     Returns: int64, (B, T) for text, (B, Y, X) for pictures, (B, T) or (B, F) for plain tensors; numbered from 0 in
-        each row.
+        each row. For text with pictures (B, T + P), the patches of a row's pictures behind its tokens, as
+        `Relevance.ranked`.
     Raises: ValueError for an unknown `by`, or "word" for what is not text.
     """
     if by is not None and by not in BY:
         raise ValueError(f"units are taken by {' or '.join(BY)}, not by {by!r}")
     if isinstance(batch.units, TextUnits):
-        return _words(batch.units) if by == "word" else _tokens(batch.units)
+        found = _words(batch.units) if by == "word" else _tokens(batch.units)
+        return found if batch.pictures is None else _behind(found, batch.pictures.counts)
     if by == "word":
         raise ValueError("only text has words; leave `by` out")
+    if batch.pictures is not None:  # the model sees otherwise than they are
+        return torch.stack([lattice.pixels(tuple(image.shape[:2]))
+                            for lattice, image in zip(batch.pictures.lattices, batch.pictures.images, strict=True)])
     value = rows.leaf(batch)[1]
     if isinstance(batch.units, ImageUnits):
         known = batch.units
@@ -107,6 +113,14 @@ def pooled(relevance: Tensor, groups: Tensor) -> Tensor:
     inside = flat >= 0
     sums = torch.zeros(len(flat), int(flat.max()) + 1, dtype=relevance.dtype, device=relevance.device)
     return sums.scatter_add_(1, flat.clamp(min=0), relevance.flatten(1).where(inside, 0))
+
+
+def _behind(found: Tensor, counts: Mapping[int, int]) -> Tensor:
+    """Units of a text, (B, T), and behind them so many more of each row, (B, T + P)."""
+    more = torch.full((len(found), max(counts.values(), default=0)), -1)
+    for row, count in counts.items():
+        more[row, :count] = torch.arange(count) + int(found[row].max()) + 1
+    return torch.cat([found, more], 1)
 
 
 def _tokens(units: TextUnits) -> Tensor:

@@ -13,16 +13,18 @@ PACKAGE = ROOT / "relprop"
 
 # A room (a file or a folder of the package) may import from the lines above its own, and from within itself.
 LEVELS = [
-    ["errors", "numerics", "shard", "still"],
-    ["address", "tokens"],
+    ["errors", "numerics", "origin", "shard", "still"],
+    ["address", "pictures"],
+    ["tokens"],
     ["target", "result", "rows", "neutral", "pixels"],
-    ["units", "family"],
+    ["units", "family", "folding", "chat"],
+    ["prompt"],
     ["ops"],
     ["composite", "division"],
     ["trace"],
     ["nn", "anatomy"],
     ["subject", "intervene"],
-    ["asked", "crew"],
+    ["asked", "crew", "posed"],
     ["run"],
     ["relevance", "pattern", "check"],
     ["latents", "positions"],

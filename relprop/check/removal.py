@@ -35,7 +35,8 @@ def removal(subject: Subject, batch: Batch, *, baseline: str | int | None = None
 
     Args: baseline: for text a token of `neutral.token` (the mask token where there is one) or "delete", which hides
         tokens by the attention mask; for pictures one of `neutral.picture`; for plain tensors "mean" (over positions,
-        the default with features) or "zero". by: "token" (the default) or "word", for text.
+        the default with features) or "zero". Where pictures stand beside a text, one of either, and the other's
+        default. by: "token" (the default) or "word", for text.
     Raises: ValueError for an unknown baseline, and for a row without anything to take out.
     """
     groups = units.groups(batch, by=by)
@@ -43,7 +44,9 @@ def removal(subject: Subject, batch: Batch, *, baseline: str | int | None = None
     if (counts < 1).any():
         raise ValueError(f"row {int((counts < 1).nonzero()[0])} holds nothing that could be removed")
     _, source = rows.leaf(batch)
-    if isinstance(batch.units, TextUnits) or not source.is_floating_point():
+    if batch.pictures is not None:
+        name, without = _pictured(subject, batch, groups.to(source.device), baseline)
+    elif isinstance(batch.units, TextUnits) or not source.is_floating_point():
         name, without = _text(subject, batch, groups.to(source.device), baseline)
     else:
         name, without = _filled(batch, groups.to(source.device), baseline)
@@ -52,8 +55,10 @@ def removal(subject: Subject, batch: Batch, *, baseline: str | int | None = None
 
 def chance(batch: Batch, groups: Tensor, row: int, seed: int) -> torch.Generator:
     """Chance of one row that depends on the seed and the row's own input, without padding, and on nothing else."""
-    content = rows.leaf(batch)[1][row].cpu()
-    return rows.generator(seed, content[groups[row] >= 0] if content.shape == groups[row].shape else content)
+    content, own = rows.leaf(batch)[1][row].cpu(), groups[row]
+    if isinstance(batch.units, TextUnits):
+        own = own[:len(content)]  # patches of pictures stand behind
+    return rows.generator(seed, content[own >= 0] if content.shape == own.shape else content)
 
 
 def whole(subject: Subject, batch: Batch, targets: Targets, batch_size: int) -> tuple[Targets, Tensor]:
@@ -94,6 +99,56 @@ def _hidden(batch: Batch, groups: Tensor) -> Callable:
         return replace(taken, kwargs={**taken.kwargs, "attention_mask": mask})
 
     return without
+
+
+def _pictured(subject: Subject, batch: Batch, groups: Tensor, baseline: str | int | None) -> tuple[str, Callable]:
+    """Of pictures that the model does not see as they are, and of the text that they stand beside."""
+    pictures, name = batch.pictures, str(baseline)
+    of_picture = baseline in neutral.PICTURES
+    # what taking rows out of does not need is the most of a batch
+    light = replace(batch, pictures=replace(pictures, origins={}))
+    if isinstance(batch.units, TextUnits):
+        width = rows.leaf(batch)[1].shape[1]
+        name, written = _text(subject, light, groups[:, :width], None if of_picture else baseline)
+        first = groups[:, :width].amax(1) + 1
+    else:
+        written, first, of_picture = lambda which, gone: light.take(which), groups.new_zeros(batch.rows), True
+    fills, painted = _fills(batch, baseline if of_picture else None)
+    units_of = {key: pictures.cells(key) for key in fills}
+
+    def without(which: Tensor, gone: Tensor) -> Batch:
+        taken = written(which, gone)
+        items, changed = pictures.items(which.tolist()), dict(taken.kwargs)
+        for key, fill in fills.items():
+            of = taken.pictures.packing.get(key, torch.arange(len(which))).to(gone.device)
+            index = items.get(key, which.cpu())
+            own = units_of[key][index].to(gone.device).flatten(1)
+            number = torch.where(own >= 0, own + first.to(gone.device)[which.to(gone.device)][of][:, None], -1)
+            out = entries(gone[of], number).view(changed[key].shape)
+            changed[key] = torch.where(out, fill[index.to(fill.device)], changed[key])
+        return replace(taken, kwargs=changed)
+
+    return (f"{name}, {painted}" if isinstance(batch.units, TextUnits) else painted), without
+
+
+def _fills(batch: Batch, choice: str | None) -> tuple[dict[str, Tensor], str]:
+    """The model's tensors of pictures that say nothing, and what they show."""
+    values = {name: batch.kwargs[name] for name in batch.pictures.origins}
+    if choice == "zero":
+        return {name: torch.zeros_like(value) for name, value in values.items()}, "zero (mean colour of training)"
+    if (batch.pictures.whole or batch.pictures).process is None:  # pixels that were prepared already
+        known = {name: neutral.picture(value, choice) for name, value in values.items()}
+        return {name: fill.expand_as(values[name]) for name, (fill, _) in known.items()}, next(iter(known.values()))[1]
+    name = ""
+
+    def change(image: Tensor) -> Tensor:
+        nonlocal name
+        pixels = image.permute(2, 0, 1)[None].float()
+        fill, name = neutral.picture(pixels, choice)
+        return fill.expand_as(pixels)[0].permute(1, 2, 0).round().to(torch.uint8).contiguous()
+
+    made = batch.pictures.filled(change)
+    return {key: value.to(values[key]) for key, value in made.items()}, name
 
 
 def _filled(batch: Batch, groups: Tensor, baseline: str | int | None) -> tuple[str, Callable]:

@@ -6,8 +6,9 @@ from .decomposition import Decomposition
 from .effects import Effects, Summary
 from .faithfulness import Faithfulness
 from .ledger import Ledger
+from .picture import Picture
 from .relevance import Relevance, read, write
 from .table import Cell, Cost, Table
 
 __all__ = ["Cell", "Circuit", "Cost", "Curve", "Decomposition", "Effects", "Faithfulness", "Ledger",
-           "Relevance", "Summary", "Table", "read", "write"]
+           "Picture", "Relevance", "Summary", "Table", "read", "write"]

@@ -18,6 +18,7 @@ class Ledger:
 
     value = input + sum of absorbed, up to `residual`. `absorbed` has one entry a kind of absorber ("biases", "softmax",
     ...); `layers`, where asked for, the relevance that crosses each boundary between layers, by the boundary's name.
+    `parts`, of inputs of several kinds, what each of them has of `input`, by its kind ("text", "image").
 
     >>> books = Ledger(torch.tensor([4.0]), torch.tensor([3.0]), {"biases": torch.tensor([1.0])})
     >>> print(books)
@@ -28,9 +29,11 @@ class Ledger:
     input: Tensor  # (B,)
     absorbed: dict[str, Tensor]  # each (B,)
     layers: dict[str, Tensor] | None = None  # each (B,)
+    parts: dict[str, Tensor] | None = None  # each (B,)
 
     def __post_init__(self) -> None:
-        for name, entry in [("input", self.input), *self.absorbed.items(), *(self.layers or {}).items()]:
+        named = [*self.absorbed.items(), *(self.layers or {}).items(), *(self.parts or {}).items()]
+        for name, entry in [("input", self.input), *named]:
             if entry.shape != self.value.shape or entry.ndim != 1:
                 raise ValueError(
                     f"a ledger has one number a row: value is {tuple(self.value.shape)}, {name} {tuple(entry.shape)}"
@@ -60,14 +63,16 @@ class Ledger:
             self.input[row:][:1],
             cut(self.absorbed),
             None if self.layers is None else cut(self.layers),
+            None if self.parts is None else cut(self.parts),
         )
 
     def table(self, row: int = 0) -> list[tuple[str, float, float]]:
-        """Name, amount, and share of the value: the value, the input, each absorber, and the residual.
+        """Name, amount, and share of the value: the value, the input or its parts, each absorber, and the residual.
 
         Shares are NaN where the value is zero.
         """
-        entries = {"value": self.value, "input": self.input, **self.absorbed, "residual": self.residual}
+        given = self.parts or {"input": self.input}
+        entries = {"value": self.value, **given, **self.absorbed, "residual": self.residual}
         value = self.value[row].item()
         return [
             (name, entry[row].item(), entry[row].item() / value if value else float("nan"))
@@ -89,7 +94,8 @@ class Ledger:
 
     def tree(self) -> dict:
         """Plain data and tensors."""
-        return {"value": self.value, "input": self.input, "absorbed": self.absorbed, "layers": self.layers}
+        return {"value": self.value, "input": self.input, "absorbed": self.absorbed, "layers": self.layers,
+                "parts": self.parts}
 
     def to_dict(self) -> dict:
         """JSON-able; `from_dict` is the way back."""
@@ -98,7 +104,8 @@ class Ledger:
     @staticmethod
     def from_dict(data: Mapping) -> Ledger:
         """The ledger that `to_dict` wrote."""
-        layers = data["layers"] if data["layers"] is None else archive.tensors(data["layers"])
+        layers, parts = (data.get(name) and archive.tensors(data[name]) for name in ("layers", "parts"))
         return Ledger(
-            archive.tensor(data, "value"), archive.tensor(data, "input"), archive.tensors(data["absorbed"]), layers
+            archive.tensor(data, "value"), archive.tensor(data, "input"), archive.tensors(data["absorbed"]), layers,
+            parts,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from . import archive
 from .curve import Curve
 from .ledger import Ledger
 from .number import amount
+from .picture import Picture
 
 READABLE = (".json", ".safetensors")
 _KIND, _SEVERAL = "relevance", "comparison"
@@ -28,7 +29,7 @@ class Relevance:
 
     `map` is signed, float32, in the unit of the target unless `unit` says otherwise: of tokens (B, T), of pixels (B, Y,
     X), or of the entries of a plain tensor. `inputs` is the relevance of each leaf in its full shape, `latents` that of
-    addresses inside.
+    addresses inside. Where a text has pictures beside it, `pictures` are their maps, in the same unit.
 
     Raises: Undefined for NaN or inf in the map, ValueError for rows that do not agree.
     """
@@ -47,6 +48,7 @@ class Relevance:
     provenance: dict = field(default_factory=dict)
     curve: Curve | None = None  # the ablation check, once it was made
     positions: Tensor | None = None  # of where the units stand, shape of `map`; in the map already if that says "added"
+    pictures: tuple[Picture, ...] = ()
 
     def __post_init__(self) -> None:
         bad = int((~self.map.isfinite()).sum())
@@ -71,6 +73,52 @@ class Relevance:
         """What the map is measured in, as the method put it; empty for the plain unit of the target."""
         return self.provenance.get("unit", "")
 
+    @property
+    def image(self) -> Tensor:
+        """Relevance over the picture of each row, (B, Y, X), of pixels of the picture as it was given.
+
+        Raises: ValueError if there is no picture, or not one of one size in each row; `pictures` has them one by one.
+        """
+        if isinstance(self.units, ImageUnits):
+            return self.map
+        of = [picture.row for picture in self.pictures]
+        sizes = sorted({tuple(picture.map.shape) for picture in self.pictures})
+        if not of:
+            raise ValueError(f"there is no picture: this is a map of {_noun(self.units)}")
+        if of != list(range(self.rows)) or len(sizes) > 1:
+            sides = " and ".join(f"{Y} x {X}" for Y, X in sizes)
+            raise ValueError(f"{len(of)} pictures of {sides} pixels in {self.rows} rows are no one tensor; "
+                             "each is in .pictures, with its .row and .map")
+        return torch.stack([picture.map for picture in self.pictures])
+
+    @property
+    def maps(self) -> dict[str, Tensor]:
+        """The maps by kind: "text" (B, T), "image" (B, Y, X), or "tensor". Raises: ValueError as of `image`."""
+        return {self._kind: self.map} | ({"image": self.image} if self.pictures else {})
+
+    @property
+    def ranked(self) -> Tensor:
+        """The map as the ablation check ranks it: itself, or, where pictures stand beside a text, (B, T + P), the
+        patches of a row's pictures behind its tokens.
+        """
+        if not self.pictures or self._kind != "text":
+            return self.map
+        own = [[one.patches().flatten() for one in self.pictures if one.row == row] for row in range(self.rows)]
+        flat = [torch.cat(parts) if parts else self.map.new_zeros(0) for parts in own]
+        patches = torch.nn.utils.rnn.pad_sequence(flat, batch_first=True)
+        return torch.cat([self.map, patches], 1)
+
+    @property
+    def totals(self) -> dict[str, Tensor]:
+        """What each kind of input has in all, (B,) float64 each: "text" and "image" where pictures stand beside a text.
+        """
+        found = {self._kind: self.map.flatten(1).sum(1, dtype=torch.float64)}
+        if self.pictures and self._kind == "text":
+            found["image"] = torch.zeros(self.rows, dtype=torch.float64)
+            for picture in self.pictures:
+                found["image"][picture.row] += picture.total
+        return found
+
     def words(self, row: int | None = None) -> list:
         """Each word with its relevance, the sum over its tokens; two equal words stay two.
 
@@ -90,7 +138,8 @@ class Relevance:
         return list(zip(text.words[row], sums.tolist(), strict=True))
 
     def specials(self, row: int | None = None) -> list:
-        """Each token that belongs to no word (special tokens and padding) with its relevance.
+        """Each token that belongs to no word (special tokens and padding) with its relevance; those of an answer are in
+        `answered`.
 
         Returns: list of (token, relevance) of this row, or one such list a row.
         Raises: ValueError if the input is no text.
@@ -99,14 +148,40 @@ class Relevance:
         if row is None:
             return [self.specials(each) for each in range(self.rows)]
         row = self._index(row)
-        tokens = zip(text.tokens[row], text.word_ids[row], self.map[row].tolist(), strict=True)
-        return [(token, relevance) for token, index, relevance in tokens if index is None]
+        said = text.answers[row] if text.answers is not None else [False] * len(text.tokens[row])
+        tokens = zip(text.tokens[row], text.word_ids[row], said, self.map[row].tolist(), strict=True)
+        return [(token, relevance) for token, index, own, relevance in tokens if index is None and not own]
+
+    def answered(self, row: int | None = None) -> list:
+        """Each token of the explained answer with its relevance: what tokens that come after it read from it.
+
+        The last one has none. Of two answers that were contrasted, those of the second stand behind those of the first;
+        those of a decoder are in `inputs["decoder_input_ids"]`.
+
+        Returns: list of (token, relevance) of this row, or one such list a row.
+        Raises: ValueError if the input is no text.
+        """
+        text = self._text("answers")
+        if row is None:
+            return [self.answered(each) for each in range(self.rows)]
+        row = self._index(row)
+        if text.answers is None:
+            return []
+        tokens = zip(text.tokens[row], text.answers[row], self.map[row].tolist(), strict=True)
+        return [(token, relevance) for token, own, relevance in tokens if own]
 
     def patches(self) -> Tensor:
         """Relevance of each patch, the sum over its pixels, (B, Gy, Gx). Pixels past the last patch count to none.
 
-        Raises: ValueError if the input is no image, or its patches are unknown or overlap.
+        Raises: ValueError if the input is no image, or its patches are unknown or overlap; for pictures beside a text,
+            if they are not one a row, of one grid (each has its own `patches`).
         """
+        if self.pictures:
+            grids = sorted({picture.grid for picture in self.pictures})
+            if [picture.row for picture in self.pictures] != list(range(self.rows)) or len(grids) > 1:
+                raise ValueError(f"{len(self.pictures)} pictures with patches {grids} in {self.rows} rows are no one "
+                                 "tensor; each of .pictures has .patches()")
+            return torch.stack([picture.patches() for picture in self.pictures])
         if not isinstance(self.units, ImageUnits):
             raise ValueError(
                 f"patches are of images, and this is a map of {_noun(self.units)}; use {_instead(self.units)}"
@@ -159,6 +234,7 @@ class Relevance:
             provenance=self.provenance,
             curve=check,
             positions=None if self.positions is None else self.positions[row : row + 1],
+            pictures=tuple(replace(picture, row=0) for picture in self.pictures if picture.row == row),
         )
 
     def equals(self, other: Relevance) -> bool:
@@ -194,7 +270,8 @@ class Relevance:
             "provenance",
             "positions",
         )
-        return {**{name: getattr(self, name) for name in names}, "units": described, "ledger": books, "curve": check}
+        return {**{name: getattr(self, name) for name in names}, "units": described, "ledger": books, "curve": check,
+                "pictures": [picture.tree() for picture in self.pictures]}
 
     def to_dict(self, *, full: bool = True) -> dict:
         """JSON-able, images as PNG in base64; `from_dict` is the way back.
@@ -203,7 +280,8 @@ class Relevance:
         Raises: ValueError if there is NaN or inf anywhere.
         """
         lean = {} if full else {"inputs": {}, "latents": {}}
-        return archive.plain(archive.sealed(_KIND, {**self.tree(), "units": self.units.to_dict(), **lean}))
+        drawn = {"units": self.units.to_dict(), "pictures": [picture.to_dict() for picture in self.pictures]}
+        return archive.plain(archive.sealed(_KIND, {**self.tree(), **drawn, **lean}))
 
     def to_json(self, *, full: bool = True) -> str:
         """`to_dict` as strict JSON."""
@@ -225,7 +303,9 @@ class Relevance:
             books = data["ledger"] and Ledger.from_dict(data["ledger"])
             check = data["curve"] and Curve.from_dict(data["curve"])
             tensors["positions"] = None if data.get("positions") is None else archive.tensor(data, "positions")
-            return Relevance(**plain, **tensors, **leaves, units=_units(data["units"]), ledger=books, curve=check)
+            pictures = tuple(map(Picture.from_dict, data.get("pictures", ())))
+            return Relevance(**plain, **tensors, **leaves, units=_units(data["units"]), ledger=books, curve=check,
+                             pictures=pictures)
         except (KeyError, TypeError, AttributeError) as cause:
             raise ValueError(f"this result of relprop is damaged: {type(cause).__name__}: {cause}") from cause
 
@@ -236,6 +316,10 @@ class Relevance:
         Raises: ValueError for what is not such a result, or is of an unknown version.
         """
         return Relevance.from_dict(archive.from_json(text))
+
+    @property
+    def _kind(self) -> str:
+        return {"TextUnits": "text", "ImageUnits": "image"}.get(type(self.units).__name__, "tensor")
 
     def _index(self, row: int) -> int:
         if not -self.rows <= row < self.rows:

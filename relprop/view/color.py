@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..result import Relevance
+from ..result import Picture, Relevance
 from ..result.number import printed
 from ..tokens import TextUnits
 
@@ -41,16 +41,24 @@ def limit(values: Tensor | list[float]) -> float:
 
 
 def shown(relevance: Relevance, row: int) -> Tensor:
-    """What the colours of a row show: the words of a text, without special tokens; pixels; the entries of a tensor.
+    """What the colours of a row show: the words of a text, without special tokens, and the patches of pictures beside
+    it; pixels; the entries of a tensor.
 
     Entries are a matrix: a vector is one line, and axes before the last two are summed.
     """
     if isinstance(relevance.units, TextUnits):
-        return torch.tensor([value for _, value in relevance.words(row)])
+        words = torch.tensor([value for _, value in relevance.words(row)])
+        return torch.cat([words, *(one.patches().flatten() for one in beside(relevance, row))])
     values = relevance.map[row]
     if values.ndim == 2:
         return values
     return values[None] if values.ndim < 2 else values.flatten(0, -3).sum(0)
+
+
+def beside(relevance: Relevance, row: int) -> list[Picture]:
+    """The pictures beside the text of a row."""
+    row = range(relevance.rows)[row]
+    return [one for one in relevance.pictures if one.row == row]
 
 
 def scale(relevance: Relevance, end: float) -> str:
@@ -78,6 +86,22 @@ def tint(value: float, end: float) -> str:
     """A value as a background of a page, which can be read on light and on dark."""
     strength = _STRONGEST * float(share(value, end))
     return f"rgba({_RED if strength >= 0 else _BLUE},{abs(strength):.3f})"
+
+
+def panels(one: Picture, end: float) -> list[tuple[str, ndarray]]:
+    """A picture beside a text, its patches on the colours of the words, whose scale has this end, and its patches and
+    pixels on scales of their own, ends at their max |R|: a label and pixels, uint8 (Y, X, 3), each.
+    """
+    patches, own = limit(one.patches()), limit(one.map)
+    told = lambda what, most: f"{what}, max |R| {printed(most, 3)}" if most else f"{what}, all zero"
+    return [("picture", one.image.numpy()), ("patches, words' scale", _over_patches(one, end)),
+            (told("patches", patches), _over_patches(one, patches)), (told("pixels", own), paint(one.map, own))]
+
+
+def _over_patches(one: Picture, end: float) -> ndarray:
+    """A picture in grey, each patch covered by the colour of what it has in all."""
+    values = torch.cat([one.patches().flatten(), torch.zeros(1)])
+    return overlay(one.image, values[one.cells].double(), end)
 
 
 def overlay(picture: Tensor, values: Tensor, end: float) -> ndarray:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..result import Relevance
+from ..result import Picture, Relevance
 from ..result.number import signed
 from ..tokens import ImageUnits, TextUnits
 from . import color, words
@@ -15,11 +15,13 @@ from .sheet import SMALL, Sheet
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy import ndarray
+    from torch import Tensor
 
 SIDE = 1.95  # inches: of a picture
 LABEL = 0.17  # the line above a picture
 BAR = 1.6  # a colour scale that lies
 _APART = 0.78  # before the special tokens
+_BENEATH = 0.12  # above pictures beside a text
 _FEW = 128  # entries that are drawn as bars
 
 
@@ -50,11 +52,14 @@ def text_height(relevance: Relevance, row: int, width: float) -> float:
     end = color.limit(color.shown(relevance, row))
     found = words.lines(relevance.words(row), width * 72, end)
     apart = words.special_lines(relevance, row, (width - _APART) * 72)
-    return (len(found) * words.PITCH + len(apart) * words.SMALL_PITCH) / 72 + (0.06 if apart else 0)
+    tall = (len(found) * words.PITCH + len(apart) * words.SMALL_PITCH) / 72 + (0.06 if apart else 0)
+    return tall + sum(LABEL + _tall(one.image, width) + _BENEATH for one in color.beside(relevance, row))
 
 
 def draw_text(part: Sheet, relevance: Relevance, row: int, end: float) -> None:
-    """Words on the colours of a scale with this end, and beneath them the special tokens."""
+    """Words on the colours of a scale with this end, beneath them the special tokens and the pictures beside the text,
+    their patches on the colours of the words.
+    """
     found = words.lines(relevance.words(row), part.width * 72, end)
     tall = len(found) * words.PITCH / 72
     words.draw(_points(part, tall), found, end)
@@ -63,6 +68,10 @@ def draw_text(part: Sheet, relevance: Relevance, row: int, end: float) -> None:
         part.write(0, tall + 0.1, "special tokens", size=SMALL, color=color.FAINT)
         beneath = part.part(_APART, tall + 0.06, part.width - _APART)
         words.draw_specials(_points(beneath, len(apart) * words.SMALL_PITCH / 72), apart)
+        tall += 0.06 + len(apart) * words.SMALL_PITCH / 72
+    for one in color.beside(relevance, row):
+        _draw_beside(part.part(0, tall + _BENEATH, part.width), one, end)
+        tall += LABEL + _tall(one.image, part.width) + _BENEATH
 
 
 def draw_bar(part: Sheet, end: float, *, height: float | None = None, unit: str | None = None) -> None:
@@ -93,6 +102,22 @@ def draw_picture(part: Sheet, pixels: ndarray, label: str = "") -> None:
     axes = part.axes(0, LABEL, SIDE, SIDE * min(pixels.shape[0] / pixels.shape[1], 1.6))
     axes.imshow(pixels, interpolation="nearest")
     axes.set(xticks=[], yticks=[], anchor="NW")
+
+
+def _draw_beside(part: Sheet, one: Picture, end: float) -> None:
+    """A picture beside a text and its maps, next to each other."""
+    side = (part.width - 3 * _BENEATH) / 4
+    for place, (label, pixels) in enumerate(color.panels(one, end)):
+        at = part.part(place * (side + _BENEATH), 0, side)
+        at.write(0, 0, label, size=SMALL, color=color.FAINT)
+        axes = at.axes(0, LABEL, side, _tall(one.image, part.width))
+        axes.imshow(pixels, interpolation="nearest")
+        axes.set(xticks=[], yticks=[], anchor="NW")
+
+
+def _tall(image: Tensor, width: float) -> float:
+    """Inches of a picture beside a text, uint8 (Y, X, 3), four of which share a width; tall ones are drawn smaller."""
+    return (width - 3 * _BENEATH) / 4 * min(image.shape[0] / image.shape[1], 1.6)
 
 
 def _draw_pictures(part: Sheet, relevance: Relevance, row: int) -> None:

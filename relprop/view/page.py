@@ -106,6 +106,7 @@ def _map(
         "words": [],
         "specials": [],
         "pictures": [],
+        "beside": [],
         "ledger": _ledger(relevance.ledger, row),
         "check": _check(check, row, compact),
         "direction": "ltr",
@@ -120,6 +121,8 @@ def _map(
             "specials": words.specials(relevance, row),
             "direction": direction,
             "gradient": bar,
+            "beside": [[(label, png(pixels)) for label, pixels in color.panels(one, end)]
+                       for one in color.beside(relevance, row)],
         }
     stops = ",".join(map(_hex, color.paint(torch.linspace(-1, 1, 11), 1.0)))
     found["gradient"] = f"linear-gradient(to right,{stops})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from ..result import Relevance
@@ -123,18 +124,22 @@ def draw_specials(axes: Axes, found: list[list[Box]]) -> None:
 
 
 def specials(relevance: Relevance, row: int) -> list[str]:
-    """Tokens that are no words, each with its relevance; padding as one."""
+    """Tokens that are no words, each with its relevance; equal ones next to each other, as those in the place of a
+    picture are, and padding, as one.
+    """
     padding = relevance.units.padding[row]
     outside = [t for t, word in enumerate(relevance.units.word_ids[row]) if word is None]
-    found = relevance.specials(row)
-    told = [
-        f"{visible(token)} {signed(value)}" for (token, value), t in zip(found, outside, strict=True) if not padding[t]
-    ]
-    empty = [(token, value) for (token, value), t in zip(found, outside, strict=True) if padding[t]]
-    if empty:
-        times = f"{len(empty)} × " if len(empty) > 1 else ""
-        told.append(f"{times}{visible(empty[0][0])} {signed(sum(value for _, value in empty))}")
-    return told
+    told = [(t, *pair) for t, pair in zip(outside, relevance.specials(row), strict=True)]
+    own = [one for one in told if not padding[one[0]]]
+    place = lambda numbered: (numbered[1][0] - numbered[0], numbered[1][1])  # the same all along a run of equal tokens
+    runs = [[one for _, one in run] for _, run in groupby(enumerate(own), key=place)]
+    return [_told(run) for run in (*runs, [one for one in told if padding[one[0]]]) if run]
+
+
+def _told(run: list[tuple[int, str, float]]) -> str:
+    """Equal tokens, (place, token, relevance), as one."""
+    times = f"{len(run)} × " if len(run) > 1 else ""
+    return f"{times}{visible(run[0][1])} {signed(sum(value for _, _, value in run))}"
 
 
 def _say(axes: Axes, x: float, y: float, text: str, size: float, ink: str) -> None:

@@ -1,0 +1,247 @@
+"""Where the entries of a model's pixels come from in the pictures that they were made of.
+
+Processors resize, crop, pad, cut into tiles, flatten patches and put them into another order, each in its own way. None
+of these ways is known here: what a processor does with a place is found by giving it pictures whose grey levels say
+where each pixel is. Entry e of what it makes of a ramp is, after its offset and gain are taken out,
+
+    x_e = (P(ramp)_e - P(black)_e) / (P(white)_e - P(black)_e),
+
+the mean place of the pixels that went into e, whatever weights they had, since all of this is affine in the levels.
+Entries that black and white do not tell apart are padding. The distance to the next entry of the same line says how
+wide an entry's own part of the picture is, and relevance is shared over that part by area.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SEGMENTS = 4
+"""Ramps an axis: each goes from black to white in a quarter of it, so that 8 bits are 1,000 levels."""
+_DIGITS = 50  # pictures that one set of grey levels tells apart
+_ANCHORS, _REACH = 200, 4096  # entries from which neighbours are looked for, and how far
+_AGREES = 0.5  # correlation, at least, of a picture with what its places say that it becomes
+
+Process = Callable[[Sequence[Tensor]], Mapping[str, Tensor]]
+"""From pictures, uint8 (Y, X, 3) each, to the floating tensors that the model takes of them, by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """For each entry of the pixels, in their shape: `picture`, its number, -1 for padding; `y` and `x`, the middle of
+    its part of the picture in pixels from the top left corner, and `height` and `width`, the size of that part.
+    """
+
+    picture: Tensor  # int64
+    y: Tensor  # float32, as the others
+    x: Tensor
+    height: Tensor
+    width: Tensor
+
+    def take(self, index: Tensor) -> Origin:
+        """The places of these items of the first axis."""
+        return Origin(**{name: value[index.to(value.device)] for name, value in vars(self).items()})
+
+    def spread(self, values: Tensor, number: int, size: tuple[int, int]) -> Tensor:
+        """Values of the entries, shape of the pixels, as a map over one picture, (Y, X) float64: each is shared over
+        its part of the picture by area, so that sums are kept.
+        """
+        own = self.picture == number
+        y, height = _edges(self.y[own], self.height[own], size[0])
+        x, width = _edges(self.x[own], self.width[own], size[1])
+        density = values.to(own.device)[own].double() / (height[1] * width[1])
+        drawn = torch.zeros((size[0] + 2) * (size[1] + 2), dtype=torch.float64)
+        for at_y, share_y in _steps(*y, size[0]):
+            for at_x, share_x in _steps(*x, size[1]):
+                drawn.index_add_(0, at_y * (size[1] + 2) + at_x, density * share_y * share_x)
+        drawn = drawn.view(size[0] + 2, size[1] + 2).cumsum(0).cumsum(1)[:size[0], :size[1]]
+        return drawn.where(drawn.abs() > 1e-12 * density.abs().sum(), 0)  # what running sums leave of what has ended
+
+
+def identity(shape: Sequence[int]) -> Origin:
+    """Of pixels (B, C, Y, X) that are pictures as they are, one a row."""
+    B, _, Y, X = shape
+    place = lambda size, dim: (torch.arange(size) + 0.5).view([-1 if at == dim else 1 for at in range(4)]).expand(shape)
+    one = torch.ones(()).expand(shape)
+    return Origin(torch.arange(B).view(-1, 1, 1, 1).expand(shape), place(Y, 2), place(X, 3), one, one)
+
+
+def probe(process: Process, pictures: Sequence[Tensor]) -> dict[str, Origin]:
+    """Where the entries of each tensor of `process(pictures)` come from. Cost: about a dozen calls of `process`.
+
+    Args: pictures: uint8 (Y, X, 3) each, of any sizes.
+    Returns: by the name of the tensor; those that black and white pictures do not tell apart are left out.
+    Raises: ValueError if there is none, or if entries cannot have come from places in the pictures, or come from places
+        that depend on what is in the pictures (a processor that cuts off margins).
+    """
+    sizes = [tuple(picture.shape[:2]) for picture in pictures]
+    run = lambda levels: {name: value.detach().double().cpu()
+                          for name, value in process([_grey(level) for level in levels]).items()}
+    flat = lambda level: run([torch.full(size, float(level)) for size in sizes])
+    black, white = flat(0), flat(255)
+    coded = [run(_digits(sizes, place)) for place in _places(len(sizes))]
+    ramps = [[run([_ramp(size, axis, part) for size in sizes]) for part in range(SEGMENTS)] for axis in (0, 1)]
+    seen = run([_luminance(picture) for picture in pictures])
+    found = {}
+    for name, low in black.items():
+        gain = white[name] - low if white[name].shape == low.shape else torch.zeros(())
+        inside = gain.abs() > 0.25 * gain.abs().max()
+        if not bool(inside.any()) or not bool(gain.isfinite().all()):
+            continue
+        share = lambda one: ((one[name] - low) / gain).where(inside, 0)  # noqa: B023 called in this round
+        number = _numbers([share(one) for one in coded], len(sizes)).where(inside, -1)
+        found[name] = _placed(number, [[share(one) for one in parts] for parts in ramps], sizes)
+        _check(found[name], share(seen), pictures)
+    if not found:
+        raise ValueError("the processor makes the same of a black picture as of a white one, so that no place in it is "
+                         "known; give the pixels as they are, a tensor (B, C, Y, X)")
+    return found
+
+
+def _placed(number: Tensor, ramps: Sequence[Sequence[Tensor]], sizes: Sequence[tuple[int, int]]) -> Origin:
+    """Places from what became of the ramps: each is clamped outside of its own part of the axis, so that their sum is
+    the place.
+    """
+    high, wide = (torch.tensor([size[axis] for size in sizes], dtype=torch.float64) for axis in (0, 1))
+    own = number.clamp(min=0)
+    y, x = (sum(parts) / SEGMENTS * size[own] for parts, size in zip(ramps, (high, wide)))
+    return Origin(number, y.float(), x.float(), *_extents(number, y, x, (high, wide)))
+
+
+def sampled(origin: Origin, pictures: Sequence[Tensor]) -> Tensor:
+    """What the places say that pictures (Y, X), floating, become: their mean over each entry's part; 0 in padding."""
+    values = torch.zeros(origin.picture.shape, dtype=torch.float64)
+    for number, picture in enumerate(pictures):
+        own = origin.picture == number
+        sums = torch.nn.functional.pad(picture.double(), (1, 0, 1, 0)).cumsum(0).cumsum(1)  # (Y + 1, X + 1)
+        (top, high), (left, wide) = (_edges(middle[own], extent[own], size)[0] for middle, extent, size in (
+            (origin.y, origin.height, picture.shape[0]), (origin.x, origin.width, picture.shape[1])))
+        whole = sum(sign * _between(sums, top + down * high, left + right * wide) for sign, down, right in (
+            (1, 0, 0), (1, 1, 1), (-1, 0, 1), (-1, 1, 0)))
+        values[own] = whole / (high * wide)
+    return values
+
+
+def _grey(levels: Tensor) -> Tensor:
+    return levels.round().clamp(0, 255).to(torch.uint8)[..., None].expand(*levels.shape, 3).contiguous()
+
+
+def _luminance(picture: Tensor) -> Tensor:
+    return picture.double() @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+
+
+def _ramp(size: tuple[int, int], axis: int, part: int) -> Tensor:
+    """A picture (Y, X) from black to white along an axis, all within one of its parts."""
+    place = (torch.arange(size[axis], dtype=torch.float64) + 0.5) / size[axis]
+    levels = 255 * (place * SEGMENTS - part).clamp(0, 1)
+    return (levels[:, None] if axis == 0 else levels[None]).expand(size)
+
+
+def _places(count: int) -> list[int]:
+    """The places of the digits that number so many pictures."""
+    places = [1]
+    while places[-1] * _DIGITS < count:
+        places.append(places[-1] * _DIGITS)
+    return places
+
+
+def _digits(sizes: Sequence[tuple[int, int]], place: int) -> list[Tensor]:
+    """Pictures in plain grey that say one digit of their number."""
+    return [torch.full(size, 255.0 * ((i // place) % _DIGITS + 1) / _DIGITS) for i, size in enumerate(sizes)]
+
+
+def _numbers(coded: Sequence[Tensor], count: int) -> Tensor:
+    """Which picture each entry is of, from what became of its digits."""
+    number = sum(((level * _DIGITS).round().long() - 1) * place for level, place in zip(coded, _places(count)))
+    if bool(((number < 0) | (number >= count)).logical_and(coded[0] != 0).any()):
+        raise ValueError("the processor mixes the pictures of a batch, or changes grey levels by more than an offset "
+                         "and a gain, so that their places are not known; give the pixels as a tensor (B, C, Y, X)")
+    return number
+
+
+def _extents(number: Tensor, y: Tensor, x: Tensor, sizes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Height and width of each entry's part of its picture: from its place to that of its neighbours."""
+    number, places = number.flatten(), (y.flatten(), x.flatten())
+    # of a place: half a level of 8 bits, which processors round to, twice
+    rough = [(size / SEGMENTS / 255)[number.clamp(min=0)] for size in sizes]
+    found = []
+    for along, across in ((0, 1), (1, 0)):
+        near = lambda i, j: (number[i] == number[j]) & (number[i] >= 0) & (
+            (places[across][i] - places[across][j]).abs() <= 2 * rough[across][i])  # noqa: B023 called in this round
+        step = lambda i, j: (places[along][j] - places[along][i]).where(near(i, j), 0)  # noqa: B023
+        found.append(_steps_along(number, rough[along], step, sizes[along]).view(y.shape).float())
+    return found[0], found[1]
+
+
+def _steps_along(number: Tensor, rough: Tensor, step: Callable[[Tensor, Tensor], Tensor], sizes: Tensor) -> Tensor:
+    """Distance of each entry to its neighbour along one axis; of an entry without one, the picture's usual distance.
+
+    Neighbours are as many entries apart as most of those entries have them that are looked at.
+    """
+    count = len(number)
+    inside = (number >= 0).nonzero().flatten()
+    anchors = inside[torch.linspace(0, len(inside) - 1, min(_ANCHORS, len(inside))).long()]
+    lags = torch.arange(1, min(_REACH, count - 1) + 1)
+    ahead = (anchors[:, None] + lags).clamp(max=count - 1)
+    far = step(anchors[:, None].expand_as(ahead), ahead) > 2 * rough[anchors][:, None]
+    first = far.int().argmax(1)[far.any(1)]
+    size = sizes[number.clamp(min=0)]
+    if not len(first):  # a single line
+        return size
+    lag = int(lags[first.mode().values])
+    here = torch.arange(count - lag)
+    forward = torch.zeros(count, dtype=torch.float64)
+    forward[:-lag] = step(here, here + lag)
+    backward = torch.zeros_like(forward)
+    backward[lag:] = forward[:-lag]
+    found = torch.where(forward > rough, forward, backward)
+    known = found > rough
+    usual = torch.stack([found[(number == i) & known].median() if bool(((number == i) & known).any()) else s
+                         for i, s in enumerate(sizes)])[number.clamp(min=0)]
+    return torch.where(known & (found < 4 * usual), found, usual)
+
+
+def _edges(middle: Tensor, extent: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Start and length of each part within the axis, twice: to be unpacked as edges and as an extent."""
+    low = (middle.double() - extent.double() / 2).clamp(0, size - 1e-3)
+    high = (middle.double() + extent.double() / 2).clamp(1e-3, size)
+    high = torch.maximum(high, low + 1e-3)
+    return (low, high - low), (low, high - low)
+
+
+def _steps(low: Tensor, length: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Places and heights of the steps whose running sum is each part's share of every pixel, times its length."""
+    found = []
+    for edge, sign in ((low, 1.0), (low + length, -1.0)):
+        at = edge.floor().clamp(max=size).long()
+        beyond = edge - at
+        found += [(at, sign * (1 - beyond)), (at + 1, sign * beyond)]
+    return found
+
+
+def _between(sums: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """An integral image (Y + 1, X + 1) at places between its entries."""
+    top, left = y.floor().long().clamp(max=sums.shape[0] - 2), x.floor().long().clamp(max=sums.shape[1] - 2)
+    down, right = y - top, x - left
+    return (sums[top, left] * (1 - down) * (1 - right) + sums[top + 1, left] * down * (1 - right)
+            + sums[top, left + 1] * (1 - down) * right + sums[top + 1, left + 1] * down * right)
+
+
+def _check(found: Origin, seen: Tensor, pictures: Sequence[Tensor]) -> None:
+    """Raises: ValueError if pictures do not become what the places say."""
+    expected = sampled(found, [_luminance(picture) for picture in pictures])
+    for number, _ in enumerate(pictures):
+        own = found.picture == number
+        both = torch.stack([seen[own], expected[own]])
+        if both.shape[1] < 2 or bool((both.std(1) < 1e-2 * torch.tensor([1.0, 255.0])).any()):
+            continue  # nothing in the picture to compare
+        agreement = float(torch.corrcoef(both)[0, 1])
+        if agreement < _AGREES:
+            raise ValueError(f"the processor does not treat picture {number} as it treats others of its size (their "
+                             f"agreement is {agreement:.2f}): it cuts or moves by what is in it, so that no map over "
+                             "the picture can be made; give the pixels that it makes, as tensors by name")
+
+
+__all__ = ["Origin", "identity", "probe", "sampled"]
