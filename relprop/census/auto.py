@@ -10,6 +10,7 @@ from . import config
 from .architecture import Architecture
 from .inputs import inputs
 from .need import NEEDS
+from .sight import SIGHT
 
 TASKS = {
     "CAUSAL_LM": "text-generation", "MASKED_LM": "fill-mask", "SEQUENCE_CLASSIFICATION": "text-classification",
@@ -38,7 +39,7 @@ def _build(task: str, family: str, name: str) -> nn.Module:
     """
     import transformers
 
-    made, built = config.shrunk(transformers.CONFIG_MAPPING[family], **NEEDS.get(family, {})), getattr(transformers, name)
+    made, built = config.shrunk(transformers.CONFIG_MAPPING[family], NEEDS | SIGHT), getattr(transformers, name)
     parts = [part for part, kind in made.sub_configs.items() if kind is built.config_class]
     if parts and not isinstance(made, built.config_class):
         made = getattr(made, parts[0])

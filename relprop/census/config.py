@@ -15,26 +15,27 @@ COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 
 RULES: tuple[tuple[str, Any], ...] = (
     # the first pattern that a name matches whole counts
-    (r"(\w+_)?vocab_size|vocab_size_\w+|(src|tgt)_vocab_size", WORDS),
+    (r"(\w+_)?vocab(_size)?|vocab_size_\w+|(src|tgt)_vocab_size", WORDS),
     (r"pad_token_id", PAD),
     (r"(num_hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|"
      r"num_(encoder|decoder|text|vision)_layers|(text|vision|conf|pred)_?num_hidden_layers|depth|(l|x|r)_layers|layers|"
      r"perceiver_depth|resampler_depth)", LAYERS),
     (KEY_HEADS, 2),
     (r"(\w+_)?(num_attention_heads|n_heads?|num_heads|attention_heads|linear_num_heads|resampler_n_heads)", HEADS),
-    (r"linear_num_(key|value)_heads|mamba_n_heads|mamba_num_heads|(\w+_)?time_mix_heads", HEADS),
+    (r"linear_num_(key|value)_heads|mamba_n_heads|n_mamba_heads|mamba_num_heads|(\w+_)?time_mix_heads", HEADS),
     (r"(\w+_)?head_dim|d_kv|head_size|attention_head_size|dim_head", WIDTH // HEADS),
     (r"rotary_dim|rotary_ndims", WIDTH // HEADS // 2),
     (r"(\w+_)?(d_state|state_size)", 8),
     (r"q_lora_rank|kv_lora_rank|o_lora_rank|(\w+_)?lora_rank|time_step_rank", 8),
-    (r"(\w+_)?(hidden_size|d_model|hidden_dim|n_embd|embed_dim|embedding_size|dim|d_latents|lru_width|projection_dim|"
+    (r"(\w+_)?(hidden_size(_global)?|d_model|hidden_dim|n_embd|embed_dim|embedding_size|dim|d_latents|lru_width|projection_dim|"
      r"word_embed_proj_dim|proj_dim|output_dim|emb_dim|embed_size|d_embed|pooler_output_size|attention_hidden_size|"
-     r"bottleneck_size|d_rel|codevector_dim|classifier_proj_size|out_hidden_size|embedding_dim)", WIDTH),
+     r"bottleneck_size|d_rel|codevector_dim|classifier_proj_size|out_hidden_size|embedding_dim|adapter_(input_size|in_dim|out_dim))", WIDTH),
     (r"(\w+_)?(intermediate_size|ffn_dim|d_ff|d_inner|n_inner|ffn_hidden_size|mlp_dim|feed_forward_size|dim_ff|dff|"
      r"expert_ffn_hidden_size|mlp_hidden_size|pffn_hidden_size|moe_hidden_size)", 48),
     (r"(\w+_)?(num_experts|n_routed_experts|num_local_experts|moe_num_experts)", 4),
     (r"(\w+_)?(num_experts_per_tok(en)?|moe_topk|moe_top_k|moe_k|top_k_experts)", 2),
-    (r"n_group|topk_group|n_groups|mamba_n_groups|mamba_ngroups", 1),
+    (r"n_group|num_expert_group", 2),
+    (r"topk_group|n_groups|mamba_n_groups|mamba_ngroups", 1),
     (r"(\w+_)?(max_position_embeddings|n_positions|max_seq_len|max_sequence_length|n_ctx|context_length|seq_len|"
      r"max_source_positions|max_target_positions)", TOKENS),
     (r"(\w+_)?(image_size|img_size)", SIDE),
@@ -47,45 +48,86 @@ RULES: tuple[tuple[str, Any], ...] = (
     (r"(\w+_)?index_topk", 4),
     (r"groups_width|num_conv_pos_embedding_groups", 2),
     (r"num_conv_pos_embeddings", 4),
+    # pictures: as many patches as their side holds
+    (r"num_position_embeddings|num_patches|num_image_tokens|max_num_patches", (SIDE // PATCH) ** 2),
+    (r"mm_tokens_per_image|vision_soft_tokens_per_image", 4),
 )
-WIDTHS = re.compile(r"(hidden_sizes|embed_dims?|channels|dims?|neck_hidden_sizes|out_channels|in_channels|tdnn_dim)")
+WIDTHS = re.compile(r"(hidden_sizes|embed_dims?|channels|dims?|neck_hidden_sizes|out_channels|in_channels|tdnn_dim|"
+                    r"conv_dim)")
 DEPTHS = re.compile(r"(depths?|num_blocks|layers|stage_num_blocks|block_repeats)")
+PLACES = r"(image|video|audio|speech)_token_(id|index)"
+"""Tokens that hold the places of pictures and sounds among words, which a config may leave open."""
 GROUPS = re.compile(r"(num_heads|num_attention_heads|num_groups)")
 
 
-def shrunk(config_class: type, **given: Any) -> Any:
-    """A tiny config of a class of transformers: sizes that it calls by a known name are small, parts of it likewise;
-    `given` is what a family needs besides.
+def shrunk(config_class: type, needs: Mapping[str, Mapping[str, Any]] = {}) -> Any:
+    """A tiny config of a class of transformers: sizes that it calls by a known name are small, parts of it likewise.
+
+    Args: needs: what families need besides, by model type.
     """
-    return config_class(**settings(config_class, given))
+    return config_class(**settings(config_class, needs))
 
 
-def settings(config_class: type, given: Mapping[str, Any] = {}) -> dict[str, Any]:
-    """What is to be said to a config's class to make it tiny."""
-    default = config_class()
-    named = {name: standard for name, standard in vars(default).items() if name not in given and name[0] != "_"}
+def settings(config_class: type, needs: Mapping[str, Mapping[str, Any]] = {}, default: Any = None,
+             tokens: dict[str, int] | None = None) -> dict[str, Any]:
+    """What is to be said to a config's class to make it tiny. `default`: the config that it would make by itself, or
+    as a part of another. `tokens`: ids of special tokens by what they mean, which are the same in all parts.
+    """
+    tokens = {} if tokens is None else tokens
+    given = dict(needs.get(config_class.model_type, {}))
+    default = _default(config_class, given) if default is None else default
+    named = {name: standard for name, standard in vars(default).items() if name[0] != "_"}
     found: dict[str, Any] = {}
     for name, standard in named.items():
-        if hasattr(standard, "model_type"):
-            part = getattr(config_class, "sub_configs", {}).get(name, type(standard))
-            found[name] = settings(part if hasattr(part, "model_type") and part.model_type else type(standard))
-        elif (small := _small(name, standard)) is not None:
+        kind, part = _part(standard, getattr(config_class, "sub_configs", {}).get(name))
+        if kind is not None:
+            found[name] = {"model_type": kind.model_type, **settings(kind, needs, part, tokens)}
+            if isinstance(given.get(name), Mapping):
+                found[name].update(given.pop(name))
+        elif name not in given and (small := _small(name, standard, tokens)) is not None:
             found[name] = small
-    found.update(_related(named, vars(default)))
-    layers = {} if set(given) & set(COUNTS) else _layers(named)
+    rest = {name: standard for name, standard in named.items() if name not in given}
+    found.update(_related(rest, vars(default)))
+    staged = any(DEPTHS.fullmatch(name) and isinstance(one, (list, tuple)) for name, one in named.items())
+    layers = {} if staged or set(given) & set(COUNTS) else _layers(rest)
     return {**found, **layers, **given}
 
 
-def _small(name: str, standard: Any) -> Any:
+def _part(standard: Any, listed: type | None) -> tuple[type | None, Any]:
+    """The class of a config that is a part of another, and what it is there by itself; a part that is left out is of
+    the class that is listed.
+    """
+    if hasattr(standard, "model_type"):
+        return type(standard), standard
+    return (listed if standard is None and getattr(listed, "model_type", None) else None), None
+
+
+def _default(config_class: type, given: Mapping[str, Any]) -> Any:
+    """The config as it is when nothing is said; of some nothing may be left out."""
+    try:
+        return config_class()
+    except ValueError:
+        return config_class(**given)
+
+
+def _small(name: str, standard: Any, tokens: dict[str, int]) -> Any:
+    if re.fullmatch(PLACES, name):
+        return _token(name, tokens)
     if isinstance(standard, bool) or standard is None:
         return None
     if isinstance(standard, int):
         rule = next((small for pattern, small in RULES if re.fullmatch(pattern, name)), None)
-        if rule is None and name.endswith(("_token_id", "_token_index")):
-            return _token(name) if standard >= WORDS else None
+        if rule is None and name.endswith(("_id", "_index")):
+            return _token(name, tokens) if standard >= WORDS else None
         return None if rule is None else min(rule, standard) if standard > 0 else None
     if isinstance(standard, (list, tuple)) and standard and all(isinstance(one, int) for one in standard):
         kind = type(standard)
+        if name.endswith("_token_id"):
+            return kind([_token(name, tokens)]) if max(standard) >= WORDS else None
+        if name.endswith("_token_ids"):
+            return kind(_token(f"{name} {place}", tokens) for place in range(len(standard)))
+        if name.endswith("_indexes"):  # of layers
+            return kind((0,))
         if DEPTHS.fullmatch(name):
             return kind(1 for _ in standard)
         if GROUPS.fullmatch(name):
@@ -116,6 +158,8 @@ def _related(named: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, 
             found[name] = WORDS
         elif name == "pad_token_id" and standard is None and "vocab_size" in default:
             found[name] = PAD
+        elif name == "decoder_start_token_id" and standard is None and default.get("is_encoder_decoder"):
+            found[name] = PAD
         elif name == "qk_head_dim" and whole or (name == "head_dim" and standard == default.get("qk_head_dim")):
             found[name] = 2 * (WIDTH // HEADS)
         elif expand and re.fullmatch(r"mamba_(d_head|headdim|head_dim)", name):
@@ -132,16 +176,16 @@ def _layers(named: Mapping[str, Any]) -> dict[str, Any]:
              and len(standard) == named[count] > 1 and all(isinstance(one, (str, int)) for one in standard)}
     chosen, seen = [], set()
     for layer in range(named[count]):
-        kinds = {(name, one[layer]) for name, one in lists.items() if _small(name, one[layer]) is None}
+        kinds = {(name, one[layer]) for name, one in lists.items() if _small(name, one[layer], {}) is None}
         if not kinds <= seen:
             chosen.append(layer)
             seen |= kinds
     chosen = chosen if len(chosen) >= LAYERS else sorted({*chosen, *range(LAYERS)})[:LAYERS]
-    cut = {name: type(one)(one[layer] if (small := _small(name, one[layer])) is None else small for layer in chosen)
+    cut = {name: type(one)(one[layer] if (small := _small(name, one[layer], {})) is None else small for layer in chosen)
            for name, one in lists.items()}
     return {count: len(chosen), **cut} if lists else {}
 
 
-def _token(name: str) -> int:
-    """An id for a special token, of its own by its name, at the end of the vocabulary."""
-    return WORDS - 1 - sum(map(ord, name)) % 24
+def _token(name: str, tokens: dict[str, int]) -> int:
+    """An id for a special token, one for each meaning, from the end of the vocabulary."""
+    return tokens.setdefault(re.sub(r"(_token)?_(id|index)$", "", name), WORDS - 1 - len(tokens))

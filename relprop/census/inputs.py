@@ -1,24 +1,121 @@
-"""What models of transformers read, by the names of their arguments: words, pictures, sounds."""
+"""What models of transformers read, by the names of their arguments: words, pictures, sounds.
+
+Where pictures or sounds stand among the words, their places are held by tokens of their own, as many as the model
+makes features of them: it is asked.
+"""
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable, Iterator
+from itertools import product
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from . import config
+from ..still import settled
 from .architecture import Inputs
-from .text import TEXTS, text
+from .description import heard, seen
+from .picture import Painter
+from .sound import Recorder
+from .text import ANSWER, FIRST, LAST, ROWS, TEXTS, text
+
+KINDS = {"image": 1, "video": 2, "audio": 3}
+"""What stands among words, and what models of several senses call it in `mm_token_type_ids`."""
+BEFORE = 4
+"""Words in front of a picture or a sound."""
+
+Named = dict[str, Any]
 
 
 def inputs(task: str, model: nn.Module) -> Inputs:
-    """Two rows of what a model of a task of transformers reads, by the names of its arguments."""
-    rows = 2
+    """Two rows of what a model of a task of transformers reads, by the names of its arguments: the first of the layouts
+    that the names allow that the model takes.
+
+    Raises: what the model raises at the likeliest layout if it takes none.
+    """
+    first: Exception | None = None
+    for found in layouts(task, model):
+        try:
+            with torch.no_grad(), settled(model):
+                model(**found)
+            return found
+        except Exception as error:  # whatever a model says of inputs that it cannot read
+            first = first or error
+    raise first
+
+
+def layouts(task: str, model: nn.Module) -> Iterator[Named]:
+    """What the model may read, the likeliest first."""
+    accepted = set(inspect.signature(model.forward).parameters)
     generator = torch.Generator().manual_seed(1)
-    accepted = inspect.signature(model.forward).parameters
-    found: dict[str, Tensor] = text(task, model, generator) if "input_ids" in accepted else {}
-    if "pixel_values" in accepted and task not in TEXTS:
-        found["pixel_values"] = torch.randn(rows, 3, config.SIDE, config.SIDE, generator=generator)
-    if task == "video-classification":
-        found["pixel_values"] = torch.randn(rows, 8, 3, config.SIDE, config.SIDE, generator=generator)
-    return found
+    words = text(task, model, generator) if "input_ids" in accepted else _answer(accepted, generator)
+    pictures = _taken(model, "image", Painter(accepted, seen(model.config), ROWS, generator).layouts())
+    sounds = _taken(model, "audio", Recorder(accepted, heard(model.config), ROWS, generator).layouts())
+    for seeing, hearing in product(pictures, sounds):
+        yield _placed(model, accepted, words, {**seeing, **hearing})
+    if task in TEXTS:  # pictures are something besides
+        yield words
+
+
+def _taken(model: nn.Module, kind: str, several: Iterable[Named]) -> list[Named]:
+    """Of several layouts those of which the model can make features by itself; all if it cannot say."""
+    several = list(several)
+    if _extractor(model, kind) is None or len(several) < 2:
+        return several or [{}]
+    return [one for one in several if _features(model, kind, one)] or several
+
+
+def _placed(model: nn.Module, accepted: set[str], words: Named, media: Named) -> Named:
+    """The words, and among them tokens that hold the places of pictures and sounds, where the model has such."""
+    held = {}
+    for kind in KINDS:
+        token = seen(model.config).token(kind)
+        count = _features(model, kind, media) if token is not None and "input_ids" in words else None
+        if count:
+            held[token] = kind, torch.full((ROWS, count), token)
+    if not held:
+        return {**words, **media}
+    ids = words["input_ids"]
+    ids = torch.cat([ids[:, :BEFORE], *(place for _, place in held.values()), ids[:, BEFORE:]], 1)
+    kinds = sum((ids == token) * KINDS[kind] for token, (kind, _) in held.items())
+    beside = {"mm_token_type_ids": kinds, "token_type_ids": kinds.clamp(max=1)}
+    if "attention_mask" in words:
+        mask = words["attention_mask"]
+        beside["attention_mask"] = torch.cat([mask.new_ones(ROWS, ids.shape[1] - mask.shape[1]), mask], 1)
+    return {**words, "input_ids": ids, **media, **{name: one for name, one in beside.items() if name in accepted}}
+
+
+def _answer(accepted: set[str], generator: Generator) -> Named:
+    """Words of a decoder behind an encoder of pictures or sounds."""
+    if "decoder_input_ids" not in accepted:
+        return {}
+    return {"decoder_input_ids": torch.randint(FIRST, LAST, (ROWS, ANSWER), generator=generator)}
+
+
+def _extractor(model: nn.Module, kind: str) -> Any:
+    """The model's own function that makes features of pictures, videos or sounds, by whatever part has it."""
+    name = f"get_{kind}_features"
+    return next((getattr(part, name) for part in model.modules() if hasattr(part, name)), None)
+
+
+def _features(model: nn.Module, kind: str, media: Named) -> int | None:
+    """How many features a row the model makes of pictures or sounds; None if it makes none of these."""
+    extract = _extractor(model, kind)
+    if extract is None:
+        return None
+    taken = inspect.signature(extract).parameters
+    given = {name: value for name, value in media.items() if name in taken}
+    needed = [name for name, one in taken.items()
+              if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    if not given or any(name not in given for name in needed):
+        return None
+    try:
+        with torch.no_grad(), settled(model):
+            made = extract(**given)
+    except Exception:  # not in this layout
+        return None
+    made = getattr(made, "pooler_output", made)
+    tensors = [one for one in tree_leaves(made) if isinstance(one, Tensor) and one.is_floating_point()]
+    return sum(one.numel() // one.shape[-1] for one in tensors) // ROWS

@@ -3,35 +3,47 @@ from __future__ import annotations
 
 from typing import Any
 
-from .config import HEADS, LENGTH, WIDTH
+from .config import HEADS, LENGTH, PAD, WIDTH
 
-_HEAD = WIDTH // HEADS
-_MAMBA = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+_HYBRID = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+_ZAMBA = {"num_hidden_layers": 3, "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+          "attention_hidden_size": 2 * WIDTH, "attention_head_dim": 2 * WIDTH // HEADS}
 
 NEEDS: dict[str, dict[str, Any]] = {
-    # what is None by default, of which there is none at random
-    "lfm2_moe": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    # what is none by default, though no model of the family is without
     "bamba": {"attn_layer_indices": [1]},
-    "granitemoehybrid": _MAMBA,
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                                                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "granitemoehybrid": _HYBRID,
+    "lfm2_moe": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
+                       "indexer_compress_ratio": 4},
+    "t5": {"decoder_start_token_id": PAD},
     "xmod": {"default_language": "en_XX"},
-    "cohere_compass_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
-    # sizes that have to fit each other
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0}},
+    # sizes that have to fit each other, and kinds of layers that configs tell in ways of their own
+    "blt": {"use_cache": False},
+    "bros": {"hidden_size": 2 * WIDTH},
     "dory": {"num_hidden_layers": 3, "n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1,
              "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "falcon_h1": {"mamba_d_ssm": 2 * WIDTH},
+    "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": [
+        "sliding_attention", "full_attention", "sliding_attention", "full_attention"]},
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
     "layoutlmv3": {"coordinate_size": WIDTH // 8, "shape_size": WIDTH // 4},
     "lilt": {"hidden_size": 48},
     "mamba2": {"head_dim": 2 * WIDTH // HEADS},
+    "musicgen_decoder": {"num_codebooks": 1},
+    "musicgen_melody_decoder": {"num_codebooks": 1},
     "neomme": {"head_dim": 16},
     "nystromformer": {"num_landmarks": LENGTH // 3, "segment_means_seq_len": LENGTH},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {"axial_pos_embds_dim": (WIDTH // 4, 3 * WIDTH // 4), "axial_pos_shape": (8, 8),
                  "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_buckets": 4,
-                 "attn_layers": ["local", "lsh"]},
-    "zamba": {"num_hidden_layers": 2, "layers_block_type": ["linear_attention", "hybrid"],
-              "attention_hidden_size": 2 * WIDTH, "attention_head_dim": 2 * _HEAD},
-    "zamba2": {"num_hidden_layers": 2, "layers_block_type": ["linear_attention", "hybrid"],
-               "attention_hidden_size": 2 * WIDTH, "attention_head_dim": 2 * _HEAD},
+                 "num_hidden_layers": 2, "attn_layers": ["local", "lsh"]},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128},  # widths are rounded to multiples of 64
+    "zamba": _ZAMBA,
+    "zamba2": _ZAMBA | {"mamba_headdim": 2 * WIDTH // HEADS},
 }
