@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from .address import Address
     from .benchmark import Benchmark, benchmark
+    from .census import Census, census
     from .circuit import Task, circuit
     from .composite import Composite
     from .decompose import decompose
@@ -46,12 +47,28 @@ if TYPE_CHECKING:
     from .mediation import Effects, effects
     from .result import Circuit, Curve, Decomposition, Ledger, Relevance
     from .subject import Subject
-    from .target import Class, Contrast, Function, Probability, Target, Token
+    from .target import (
+        Answer,
+        Class,
+        Contrast,
+        End,
+        Function,
+        Prediction,
+        Probability,
+        Regression,
+        Similarity,
+        Span,
+        Start,
+        Tag,
+        Target,
+        Token,
+    )
 
 _HOME = {  # where each name is defined
     "errors": ("IndependentOutput", "LedgerError", "RelpropError", "UnruledOp"),
     "address": ("Address",),
-    "target": ("Class", "Contrast", "Function", "Probability", "Target", "Token"),
+    "target": ("Answer", "Class", "Contrast", "End", "Function", "Prediction", "Probability", "Regression",
+               "Similarity", "Span", "Start", "Tag", "Target", "Token"),
     "result": ("Circuit", "Curve", "Decomposition", "Ledger", "Relevance"),
     "composite": ("Composite",),
     "decompose": ("decompose",),
@@ -61,6 +78,7 @@ _HOME = {  # where each name is defined
     "explain": ("METHODS", "Comparison", "Explanation", "compare", "explain", "open"),
     "mediation": ("Effects", "effects"),
     "benchmark": ("Benchmark", "benchmark"),
+    "census": ("Census", "census"),
     "circuit": ("Task", "circuit"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -68,12 +86,13 @@ _MODULES = ("anatomy", "approximation", "attention", "captum", "check", "composi
             "nn", "ops", "quantus", "view", "zoo")
 
 __all__ = [
-    "METHODS", "Address", "Benchmark", "Circuit", "Class", "Comparison", "Composite", "Contrast", "Curve",
-    "Decomposition", "Division", "Effects", "Explanation", "Function", "IndependentOutput", "Ledger", "LedgerError",
-    "Probability", "Relevance", "RelpropError", "Subject", "Target", "Task", "Token", "UnruledOp", "anatomy",
-    "approximation", "attention", "benchmark", "captum", "check", "circuit", "compare", "composite", "data",
-    "decompose", "effects", "explain", "intervene", "load", "mediation", "nn", "open", "ops", "quantus", "view",
-    "zoo",
+    "METHODS", "Address", "Answer", "Benchmark", "Census", "Circuit", "Class", "Comparison", "Composite",
+    "Contrast", "Curve", "Decomposition", "Division", "Effects", "End", "Explanation", "Function",
+    "IndependentOutput", "Ledger", "LedgerError", "Prediction", "Probability", "Regression", "Relevance",
+    "RelpropError", "Similarity", "Span", "Start", "Subject", "Tag", "Target", "Task", "Token", "UnruledOp",
+    "anatomy", "approximation", "attention", "benchmark", "captum", "census", "check", "circuit", "compare",
+    "composite", "data", "decompose", "effects", "explain", "intervene", "load", "mediation", "nn", "open", "ops",
+    "quantus", "view", "zoo",
 ]  # fmt: skip
 
 
