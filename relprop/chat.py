@@ -45,14 +45,15 @@ def encoded(chats: Sequence[Conversation], tokenizer: object, *, pad_id: int) ->
         except Exception as cause:  # templates raise what they like
             raise ValueError(f"the chat template refuses the conversation of row {row}: {cause}") from cause
     tensors, units = encode(tokenizer, texts, pad_id=pad_id, template=True)
-    return tensors, _apart(units, [_contents(text, chat) for text, chat in zip(texts, chats)])
+    said = [[message["content"] for message in chat] for chat in chats]
+    return tensors, apart(units, [contents(text, each) for text, each in zip(texts, said)])
 
 
-def _contents(text: str, chat: Conversation) -> list[tuple[int, int]]:
+def contents(text: str, messages: Sequence[str]) -> list[tuple[int, int]]:
     """Where in the text the messages are, in their order."""
     found, begin = [], 0
-    for message in chat:
-        said = message["content"].strip()
+    for message in messages:
+        said = message.strip()
         start = text.find(said, begin)
         if said and start >= 0:
             found.append((start, start + len(said)))
@@ -60,10 +61,10 @@ def _contents(text: str, chat: Conversation) -> list[tuple[int, int]]:
     return found
 
 
-def _apart(units: TextUnits, contents: list[list[tuple[int, int]]]) -> TextUnits:
+def apart(units: TextUnits, places: list[list[tuple[int, int]]]) -> TextUnits:
     """The units with what is of no message as special tokens, which belong to no word."""
     special, words, word_ids = [], [], []
-    for row, spans in enumerate(contents):
+    for row, spans in enumerate(places):
         inside = torch.tensor([any(start < end and s < end and start < e for s, e in spans)
                                for start, end in units.offsets[row]])
         kept = [index if own else None for index, own in zip(units.word_ids[row], inside.tolist())]

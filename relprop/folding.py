@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from .result import Ledger, Relevance
+from .result import Ledger, Picture, Relevance
 from .target import Targets
 from .tokens import Batch
 
@@ -17,17 +17,28 @@ def folded(found: Relevance, batch: Batch, targets: Targets) -> Relevance:
     """
     layout, width = batch.layout, len(batch.units.tokens[0])
     names = [target.name(targets.vocabulary) for target in targets.targets]
-    split = lambda tensors: {name: t.unflatten(0, (batch.rows, layout.count)) for name, t in tensors.items()}
+    packed = {} if batch.pictures is None else batch.pictures.packing  # patches and tiles of all sequences
+    split = lambda tensors: {name: t if name in packed else t.unflatten(0, (batch.rows, layout.count))
+                             for name, t in tensors.items()}
     positions = None if found.positions is None else layout.folded(found.positions, width)
     return replace(found, map=layout.folded(found.map, width), value=_summed(found.value, batch), target=names,
                    units=batch.units, ledger=None if found.ledger is None else _ledger(found.ledger, batch),
-                   inputs=split(found.inputs), latents=split(found.latents), positions=positions)
+                   inputs=split(found.inputs), latents=split(found.latents), positions=positions,
+                   pictures=_pictures(found.pictures, layout.count))
 
 
 def _ledger(books: Ledger, batch: Batch) -> Ledger:
     each = lambda amounts: amounts and {name: _summed(amount, batch) for name, amount in amounts.items()}
     return replace(books, value=_summed(books.value, batch), input=_summed(books.input, batch),
                    absorbed=each(books.absorbed), layers=each(books.layers), parts=each(books.parts))
+
+
+def _pictures(found: tuple[Picture, ...], count: int) -> tuple[Picture, ...]:
+    """The pictures of each row, which all of its sequences have, with the sums of their maps."""
+    rows = sorted({one.row // count for one in found})
+    own = [[[one for one in found if one.row == row * count + at] for at in range(count)] for row in rows]
+    return tuple(replace(same[0], row=row, map=sum(one.map for one in same))
+                 for row, sequences in zip(rows, own) for same in zip(*sequences))
 
 
 def _summed(amount: Tensor, batch: Batch) -> Tensor:

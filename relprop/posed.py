@@ -194,7 +194,7 @@ def _behind(subject: Subject, batch: Batch, said: list[list[list[int]]]) -> Batc
     more = {name: _moved(name, value, batch, found) for name, value in batch.kwargs.items()
             if name not in ("input_ids", "attention_mask", "position_ids")}
     kwargs = {"input_ids": found.ids, "attention_mask": found.mask, **more}
-    made = subject.spoken(kwargs, flat).to(ids.device)
+    made = subject.spoken(kwargs, flat, batch.pictures).to(ids.device)
     made = replace(made, args=tuple(_each(value, count) for value in batch.args))
     return _as(made, batch, found.units, found.layout)
 
@@ -202,6 +202,9 @@ def _behind(subject: Subject, batch: Batch, said: list[list[list[int]]]) -> Batc
 def _moved(name: str, value: Tensor, batch: Batch, found: Continued) -> Tensor:
     """An argument beside the ids: one of as many tokens is put where they are, zero behind them."""
     count = len(found.ids) // batch.rows
+    if batch.pictures is not None and name in batch.pictures.packing:
+        items = batch.pictures.items([row for row in range(batch.rows) for _ in range(count)])[name]
+        return value[items.to(value.device)]
     if not isinstance(value, Tensor) or value.shape[:2] != batch.kwargs["input_ids"].shape:
         return _each(value, count) if isinstance(value, Tensor) and len(value) == batch.rows else value
     rows = []
@@ -247,8 +250,10 @@ def _compared(subject: Subject, batch: Batch, targets: Targets) -> tuple[Batch, 
     """Pairs, each text by itself; or inputs that are compared with one that is held."""
     alike = [isinstance(target, Similarity) for target in targets.targets]
     paired_up = [one and target.to is None for one, target in zip(alike, targets.targets)]
-    if any(paired_up) and "pixel_values" in batch.kwargs:
-        return batch, targets  # the model compares image and text itself
+    if "pixel_values" in batch.kwargs and "input_ids" in batch.kwargs:  # the model compares both itself
+        if not all(paired_up[row] for row, one in enumerate(alike) if one):
+            raise ValueError("an image and a text are compared with each other; leave to= out")
+        return batch, targets
     if all(paired_up):
         flat = subject.prepare(paired(batch)).to(next(iter(batch.kwargs.values())).device)
         units = joined(flat.units)
@@ -274,5 +279,8 @@ def _held(subject: Subject, target: Similarity) -> Likeness:
 
 def _as(made: Batch, batch: Batch, units: TextUnits, layout: Layout | None) -> Batch:
     """A batch of the sequences of another one, with its rows."""
+    pictures = batch.pictures
+    if pictures is not None and layout is not None:
+        pictures = pictures.take([row for row in range(batch.rows) for _ in range(layout.count)])
     return replace(batch, args=made.args, kwargs=made.kwargs, units=units, last=made.last, read=made.read,
-                   layout=layout)
+                   layout=layout, pictures=pictures)

@@ -12,6 +12,7 @@ from difflib import SequenceMatcher
 import torch
 from torch import Tensor
 
+from . import chat
 from .origin import Origin, identity, probe
 from .pictures import Cut, Pictures, lattices
 from .pixels import picture
@@ -25,10 +26,13 @@ TAKES = ('{"text": "...", "image": picture}, a pair (picture, "text"), a convers
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row: a text, with the processor's sign for each picture in it, and its pictures, uint8 (Y, X, 3)."""
+    """One row: a text, with the processor's sign for each picture in it, its pictures, uint8 (Y, X, 3), and, of a
+    conversation, what is said in it, without what the template puts around.
+    """
 
     text: str
     images: list[Tensor]
+    said: list[str] | None = None
 
 
 def is_prompt(inputs: object) -> bool:
@@ -66,7 +70,7 @@ def process(prompts: Sequence[Prompt], processor: object) -> dict[str, object]:
     if _begins(processor, texts):
         given["add_special_tokens"] = False  # the chat template has them
     problems = []
-    for padded in ({}, {"padding": True}):  # some pad by themselves, to a length that the model was trained with
+    for padded in _paddings(processor.tokenizer):
         try:
             return dict(processor(**given, **padded))
         except (ValueError, TypeError, IndexError, RuntimeError) as cause:
@@ -74,6 +78,15 @@ def process(prompts: Sequence[Prompt], processor: object) -> dict[str, object]:
     cause = problems[-1] if len(prompts) > 1 else problems[0]
     raise ValueError(f"{type(processor).__name__} cannot read the batch: {str(cause).strip().splitlines()[0]}"
                      ) from cause
+
+
+def _paddings(tokenizer: object) -> list[dict]:
+    """How texts may be padded: as the processor does it by itself, else to the longest. Where the model is given no
+    mask, so that it reads padding, to the length that it was trained with.
+    """
+    masked = "attention_mask" in getattr(tokenizer, "model_input_names", ("attention_mask",))
+    limited = getattr(tokenizer, "model_max_length", 1 << 30) < 1 << 20  # tokenizers say 10^30 for none
+    return [{}, {"padding": True}] if masked or not limited else [{"padding": "max_length", "truncation": True}]
 
 
 def units(prompts: Sequence[Prompt], ids: Tensor, mask: Tensor, processor: object) -> TextUnits:
@@ -91,8 +104,10 @@ def units(prompts: Sequence[Prompt], ids: Tensor, mask: Tensor, processor: objec
         alone = tokenizer(prompt.text, return_offsets_mapping=True, add_special_tokens=False)
         offsets.append(_aligned(row, alone["input_ids"], alone["offset_mapping"]))
     added = torch.tensor([[offset == (0, 0) for offset in row] for row in offsets])
-    return assemble(ids, mask, tokenizer, special.bool().cpu() | added,
-                    ([prompt.text for prompt in prompts], offsets))
+    texts = [prompt.text for prompt in prompts]
+    found = assemble(ids, mask, tokenizer, special.bool().cpu() | added, (texts, offsets))
+    return chat.apart(found, [[(0, len(prompt.text))] if prompt.said is None else chat.contents(prompt.text, prompt.said)
+                              for prompt in prompts])
 
 
 def specials(ids: Tensor, processor: object) -> Tensor:
@@ -136,6 +151,8 @@ def _rows(inputs: object) -> list[object]:
 
 
 def _prompt(one: object, processor: object, name: str) -> Prompt:
+    if isinstance(one, str):
+        one = {"text": one}
     if _conversation(one):
         one = {MESSAGES: one}
     if isinstance(one, tuple) and len(one) == 2 and sum(isinstance(part, str) for part in one) == 1:
@@ -173,12 +190,16 @@ def _of_messages(messages: Sequence[Mapping], processor: object) -> Prompt:
                 value = next((part.pop(key) for key in ("image", "url", "path") if key in part), None)
                 images.append(_image(value))
         said.append({"role": message["role"], "content": parts})
-    return Prompt(_templated(said, processor), images)
+    texts = [part["text"] for message in said for part in message["content"] if part.get("type") == "text"]
+    return Prompt(_templated(said, processor), images, texts)
 
 
 def _templated(messages: Sequence[Mapping], processor: object) -> str:
     ends = messages[-1]["role"] != "assistant"
-    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=ends)
+    try:
+        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=ends)
+    except Exception as cause:  # templates raise what they like
+        raise ValueError(f"the chat template refuses the conversation: {cause}") from cause
 
 
 def _signed(text: str, images: list[Tensor], processor: object) -> Prompt:
@@ -188,7 +209,7 @@ def _signed(text: str, images: list[Tensor], processor: object) -> Prompt:
         return Prompt(text, images)
     if getattr(processor, "chat_template", None) is not None:
         parts = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
-        return Prompt(_templated([{"role": "user", "content": parts}], processor), images)
+        return Prompt(_templated([{"role": "user", "content": parts}], processor), images, [text])
     return Prompt(sign * len(images) + text, images)
 
 

@@ -3,25 +3,30 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from . import family
+from . import chat, family, prompt
+from .pictures import Pictures
 from .pixels import Pixels, from_processor
 from .target import Targets, Vocabulary
 from .tokens import Batch, ImageUnits, TensorUnits, TextUnits, encode, from_ids
+
+
+LOSS = ("labels",)  # what processors add for training, which makes models compute what nobody asked for
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A model, its processor and what is known of both. Made by `relprop.load`, or by `from_module`.
 
-    `modality` is "text", "image" or "tensors"; `processor` is the tokenizer of a text model, `pixels` prepares the
-    pictures of an image model; `patch` is (Py, Px); `prefix_tokens` counts the class, distillation and register tokens
-    in front of the patches; `multilabel` says that each class is decided for itself. None: not known.
+    `modality` is "text", "image", "both" or "tensors"; `processor` is the tokenizer of a text model, `pixels` prepares
+    the pictures of an image model; `patch` is (Py, Px); `prefix_tokens` counts the class, distillation and register
+    tokens in front of the patches; `multilabel` says that each class is decided for itself, `regression` that the
+    outputs are numbers. None: not known.
     """
 
     model: nn.Module
@@ -34,6 +39,7 @@ class Subject:
     pixels: Pixels | None = None
     patch: tuple[int, int] | None = None
     prefix_tokens: int = 0
+    regression: bool = False
 
     @classmethod
     def from_module(cls, model: nn.Module, processor: object | None = None, *, name: str | None = None,
@@ -46,26 +52,22 @@ class Subject:
         Raises: ValueError if there is not a label for each class.
         """
         facts = family.facts(model)
+        both = _of_both(model, processor)
         pixels = _pixels(facts, processor)
         labels = facts.labels if labels is None else tuple(map(str, labels))
         if labels is not None and facts.classes is not None and len(labels) != facts.classes:
             raise ValueError(f"{len(labels)} labels for a model of {facts.classes} classes; give one for each")
-        modality = "image" if pixels is not None else facts.modality
+        modality = "both" if both else "image" if pixels is not None else facts.modality
         return cls(model=model, processor=processor, modality=modality, labels=labels, name=name or facts.name,
                    task=task or facts.task, multilabel=facts.multilabel, pixels=pixels, patch=facts.patch,
-                   prefix_tokens=facts.prefix_tokens)
+                   prefix_tokens=facts.prefix_tokens, regression=facts.regression)
 
     @property
     def tokenizer(self) -> object | None:
         """The tokenizer of a text model that came with one, or of a processor of text and pictures."""
-        if self._takes_both:
+        if hasattr(self.processor, "tokenizer"):
             return self.processor.tokenizer
         return self.processor if self.modality == "text" else None
-
-    @property
-    def _takes_both(self) -> bool:
-        """Whether the processor is one of text and pictures."""
-        return hasattr(self.processor, "tokenizer") and hasattr(self.processor, "image_processor")
 
     @property
     def mean(self) -> tuple[float, ...] | None:
@@ -109,15 +111,18 @@ class Subject:
 
     def targets(self, spec: object, rows: int) -> Targets:
         """A target for each row from what a user writes; see `Vocabulary.targets`."""
-        return Vocabulary(self.labels, self.tokenizer, self.task, self.multilabel).targets(spec, rows)
+        return Vocabulary(self.labels, self.tokenizer, self.task, self.multilabel, self.regression).targets(spec, rows)
 
     def prepare(self, inputs: object, *, device: torch.device | str | None = None) -> Batch:
         """Inputs as the model takes them, on its device (or the one given), in its dtype.
 
         Args: inputs: a text model takes a text, a pair of texts as a tuple, a list of either, or token ids (B, T). An
             image model takes a path, a PIL image, a numpy array (Y, X), (Y, X, 3) or (Y, X, 4), a list of these, or a
-            tensor of normalised pixels (B, C, Y, X) or (C, Y, X). Any model takes a mapping of tensors by the names of
-            its arguments, and a batch that is prepared already.
+            tensor of normalised pixels (B, C, Y, X) or (C, Y, X). A language model with a chat template also takes a
+            conversation, [{"role": ..., "content": ...}, ...], or a list of them. A model of both takes {"text": ...,
+            "image": ...}, a pair (picture, text), a conversation with pictures in its contents, or a list of these; of
+            several pictures a list. Any model takes a mapping of tensors by the names of its arguments, as its
+            processor gives it, and a batch that is prepared already.
             A text over the model's longest is cut, with a warning that says by how much.
         Raises: ValueError or TypeError for inputs the model cannot take, with what it takes.
         """
@@ -127,13 +132,11 @@ class Subject:
                              "use model.float(), or bfloat16, or a GPU")
         if isinstance(inputs, Batch):
             return inputs.to(device)
-        if isinstance(inputs, Mapping):
+        if isinstance(inputs, Mapping) and not (self.modality == "both" and prompt.is_prompt(inputs)):
             batch = self._named(inputs)
-        elif self._takes_both:
-            raise ValueError(f"{self.name} takes text and pictures; give it what its processor makes of both, "
-                             "processor(text=..., images=..., return_tensors='pt'), or tensors by name")
         else:
-            batch = {"text": self._text, "image": self._image, "tensors": self._tensors}[self.modality](inputs)
+            batch = {"text": self._text, "image": self._image, "both": self._both,
+                     "tensors": self._tensors}[self.modality](inputs)
         if not batch.rows:
             raise ValueError("the batch is empty; give at least one input")
         return self._checked(batch).to(device)
@@ -155,9 +158,12 @@ class Subject:
     def _text(self, inputs: object) -> Batch:
         if isinstance(inputs, Tensor):
             return self._named({"input_ids": inputs[None] if inputs.dim() == 1 else inputs})
-        texts = _texts(inputs, self.name)
+        chats = chat.read(inputs)
+        texts = _texts(inputs, self.name) if chats is None else []
         if self.tokenizer is None:
             raise ValueError(f"{self.name} came without a tokenizer; give load(..., processor) one, or give token ids")
+        if chats is not None:
+            return self._chat(chats)
         if not texts:
             raise ValueError("the batch is empty; give at least one text")
         limit = family.longest(self.model, self.tokenizer)
@@ -166,7 +172,16 @@ class Subject:
             _warn_cut(kwargs["attention_mask"].sum(1).tolist(), limit)
             kwargs, units = encode(self.tokenizer, texts, pad_id=self.pad_token_id, limit=limit)
         accepted = family.arguments(self.model)
-        return self._spoken({name: value for name, value in kwargs.items() if name in accepted or not accepted}, units)
+        return self.spoken({name: value for name, value in kwargs.items() if name in accepted or not accepted}, units)
+
+    def _chat(self, chats: list[chat.Conversation]) -> Batch:
+        """A batch of conversations, in the tokenizer's chat template."""
+        kwargs, units = chat.encoded(chats, self.tokenizer, pad_id=self.pad_token_id)
+        limit, accepted = family.longest(self.model, self.tokenizer), family.arguments(self.model)
+        if limit is not None and kwargs["input_ids"].shape[1] > limit:
+            raise ValueError(f"a conversation of {kwargs['input_ids'].shape[1]} tokens, {self.name} takes {limit}; "
+                             "leave out early messages")
+        return self.spoken({name: value for name, value in kwargs.items() if name in accepted or not accepted}, units)
 
     def _image(self, inputs: object) -> Batch:
         if isinstance(inputs, (list, tuple)) and inputs and all(isinstance(one, Tensor) for one in inputs):
@@ -189,6 +204,26 @@ class Subject:
         grid = (Y // self.patch[0], X // self.patch[1]) if self.patch else None
         return ImageUnits((Y, X), self.patch, grid, self.pixels.shown(pixels))
 
+    def _both(self, inputs: object) -> Batch:
+        """A batch of texts with pictures, by the processor of both."""
+        prompts = prompt.read(inputs, self.processor, self.name)
+        accepted = family.arguments(self.model)
+        made = {name: value for name, value in prompt.process(prompts, self.processor).items() if name not in LOSS}
+        tensors = {name: value for name, value in made.items() if name in accepted or not accepted}
+        ids = tensors["input_ids"]
+        mask = made.get("attention_mask", torch.ones_like(ids))
+        units = prompt.units(prompts, ids, mask, self.processor)
+        pictures = prompt.pictures(prompts, self.processor, tensors, family.cut(self.model))
+        return self.spoken(tensors, units, pictures)
+
+    def _seen(self, tensors: Mapping[str, Tensor]) -> Pictures | None:
+        """The pictures of prepared tensors, as the model sees them, None if there are none or they are no pictures."""
+        name = family.pixel_argument(self.model)
+        pixels = tensors.get(name)
+        if pixels is None or pixels.dim() != 4 or len(pixels) != len(tensors["input_ids"]):
+            return None
+        return prompt.seen(name, pixels, (self.pixels or Pixels()).shown(pixels), family.cut(self.model))
+
     def _tensors(self, inputs: object) -> Batch:
         args = tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,)
         wrong = next((type(one).__name__ for one in args if not isinstance(one, Tensor)), None)
@@ -202,7 +237,8 @@ class Subject:
         """A batch from tensors by name, as a tokenizer or an image processor returns them."""
         accepted = family.arguments(self.model)
         extra = ("token_type_ids", "offset_mapping", "special_tokens_mask")  # tokenizers add these uncalled for
-        kwargs = {name: value for name, value in inputs.items() if name in accepted or name not in extra}
+        kwargs = {name: value for name, value in inputs.items()
+                  if (name in accepted or name not in extra) and name not in LOSS}
         for name, value in kwargs.items():
             if not isinstance(value, Tensor):
                 kind = type(value).__name__
@@ -241,9 +277,11 @@ class Subject:
                              "use the tokenizer that belongs to it")
         if limit is not None and ids.shape[1] > limit:
             raise ValueError(f"{ids.shape[1]} tokens, {self.name} takes {limit}; cut them, or give text, which is cut")
-        return self._spoken({**kwargs, "attention_mask": mask}, from_ids(ids, mask, self.tokenizer))
+        special = prompt.specials(ids, self.processor) if self.modality == "both" else None
+        units = from_ids(ids, mask, self.tokenizer, special=special)
+        return self.spoken({**kwargs, "attention_mask": mask}, units, self._seen(kwargs))
 
-    def _spoken(self, kwargs: dict[str, Tensor], units: TextUnits) -> Batch:
+    def spoken(self, kwargs: dict[str, Tensor], units: TextUnits, pictures: Pictures | None = None) -> Batch:
         """The batch of a text model, with what its task needs beside the text, and where it answers."""
         accepted = family.arguments(self.model)
         mask = ~torch.tensor(units.padding)
@@ -252,7 +290,8 @@ class Subject:
         read = None
         if "attention_mask" not in accepted and accepted:
             kwargs = {name: value for name, value in kwargs.items() if name != "attention_mask"}
-        if not mask[:, 0].all() and "position_ids" not in kwargs and family.takes_positions(self.model):
+        shifted = not mask[:, 0].all() and pictures is None  # models of pictures count positions by themselves
+        if shifted and "position_ids" not in kwargs and family.takes_positions(self.model):
             # else padding on the left would shift the text
             kwargs = {**kwargs, "position_ids": (mask.cumsum(1) - 1).clamp_min(0)}
         if self.task == "text2text-generation":
@@ -262,7 +301,7 @@ class Subject:
         elif self.task == "fill-mask" and self.mask_token_id is not None:
             masks = (kwargs["input_ids"] == self.mask_token_id).cpu()
             read = masks.int().argmax(1).masked_fill(masks.sum(1) != 1, -1)
-        return Batch((), kwargs, rows, units, last, read)
+        return Batch((), kwargs, rows, units, last, read, pictures=pictures)
 
     def _checked(self, batch: Batch) -> Batch:
         """The batch, floating tensors in the model's dtype. Raises: ValueError for NaN, or rows that do not agree."""
@@ -273,12 +312,20 @@ class Subject:
             if value.is_floating_point() and not value.isfinite().all():
                 where = "the input" if isinstance(name, int) else name
                 raise ValueError(f"{where} has {int((~value.isfinite()).sum())} NaN or infinite values; replace them")
-            if value.dim() and len(value) != batch.rows and batch.kwargs:
+            packed = batch.pictures is not None and name in batch.pictures.packing
+            if value.dim() and len(value) != batch.rows and batch.kwargs and not packed:
                 raise ValueError(f"{name} has {len(value)} rows, the rest {batch.rows}; give one row for each")
         cast = {name: value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
                 for name, value in named}
         args = tuple(cast[i] for i in range(len(batch.args)))
-        return Batch(args, {name: cast[name] for name in batch.kwargs}, batch.rows, batch.units, batch.last, batch.read)
+        return replace(batch, args=args, kwargs={name: cast[name] for name in batch.kwargs})
+
+
+def _of_both(model: nn.Module, processor: object | None) -> bool:
+    """Whether a model takes texts with pictures, and its processor makes both."""
+    whole = hasattr(processor, "tokenizer") and hasattr(processor, "image_processor")
+    accepted = family.arguments(model)
+    return whole and (not accepted or "input_ids" in accepted)
 
 
 def _pixels(facts: family.Facts, processor: object | None) -> Pixels | None:

@@ -173,9 +173,9 @@ class Layout:
         return sums.scatter_add_(1, source.clamp_min(0), values.reshape(source.shape).where(inside, 0))
 
     def gathered(self, values: Tensor, width: int) -> Tensor:
-        """What stands in the sequences, (B S, T), for each of `width` units, (B, U): what is in several is equal there."""
+        """What stands in the sequences, (B S, T), for each of `width` units, (B, U)."""
         source = self.source.to(values.device).flatten(1)
-        found = values.new_zeros(len(source), width + 1)  # padding goes to the last
+        found = values.new_zeros(len(source), width + 1)  # padding goes to the last; a unit in several is equal there
         return found.scatter_(1, torch.where(source < 0, width, source), values.reshape(source.shape))[:, :-1]
 
     def spread(self, values: Tensor, before: Tensor) -> Tensor:
@@ -192,8 +192,8 @@ class Batch:
     position (B,) where the model gives its answer when that is another one: the single mask token of a masked language
     model (-1 where a row has none or several), 0 of a decoder that has only started.
 
-    With a `layout` the model runs S sequences for each row: its tensors, and `last`, have B S entries. `pictures` are
-    those beside the texts, or those whose pixels the model sees otherwise than they are.
+    With a `layout` the model runs S sequences for each row: its tensors, `last` and `pictures` have B S entries.
+    `pictures` are those beside the texts, or those whose pixels the model sees otherwise than they are.
     """
 
     args: tuple
@@ -224,11 +224,11 @@ class Batch:
         if self.layout is not None:
             index, layout = self.layout.flat(rows.cpu()), self.layout.take(rows.cpu())
         args = tuple(self._rows_of(value, index) for value in self.args)
-        items = {} if self.pictures is None else self.pictures.items(rows.tolist())
+        items = {} if self.pictures is None else self.pictures.items(index.tolist())
         kwargs = {name: value[items[name].to(value.device)] if name in items else self._rows_of(value, index)
-                  for name, value in self.kwargs.items()}
+                  for name, value in self.kwargs.items() if name not in items or len(items[name])}
         last, read = (self._rows_of(value, index) for value in (self.last, self.read))
-        pictures = self.pictures and self.pictures.take(rows.tolist())
+        pictures = self.pictures and self.pictures.take(index.tolist())
         return Batch(args, kwargs, len(rows), self.units.take(rows.tolist()), last, read, layout, pictures)
 
     def to(self, device: torch.device | str) -> Batch:

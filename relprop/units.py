@@ -32,7 +32,11 @@ def groups(batch: Batch, *, by: str | None = None) -> Tensor:
         raise ValueError(f"units are taken by {' or '.join(BY)}, not by {by!r}")
     if isinstance(batch.units, TextUnits):
         found = _words(batch.units) if by == "word" else _tokens(batch.units)
-        return found if batch.pictures is None else _behind(found, batch.pictures.counts)
+        if batch.pictures is None:
+            return found
+        every = batch.runs // batch.rows  # all sequences of a row have its pictures
+        counts = batch.pictures.counts
+        return _behind(found, {row // every: count for row, count in counts.items() if row % every == 0})
     if by == "word":
         raise ValueError("only text has words; leave `by` out")
     if batch.pictures is not None:  # the model sees otherwise than they are

@@ -118,12 +118,16 @@ def _pictured(subject: Subject, batch: Batch, groups: Tensor, baseline: str | in
 
     def without(which: Tensor, gone: Tensor) -> Batch:
         taken = written(which, gone)
-        items, changed = pictures.items(which.tolist()), dict(taken.kwargs)
+        runs = which.cpu() if batch.layout is None else batch.layout.flat(which.cpu())
+        items, changed, many = pictures.items(runs.tolist()), dict(taken.kwargs), len(runs) // len(which)
+        before = first.to(gone.device)[which.to(gone.device)]
         for key, fill in fills.items():
-            of = taken.pictures.packing.get(key, torch.arange(len(which))).to(gone.device)
-            index = items.get(key, which.cpu())
+            if key not in changed:  # none of these rows has a picture
+                continue
+            of = taken.pictures.packing.get(key, torch.arange(len(runs))).to(gone.device) // many
+            index = items.get(key, runs)
             own = units_of[key][index].to(gone.device).flatten(1)
-            number = torch.where(own >= 0, own + first.to(gone.device)[which.to(gone.device)][of][:, None], -1)
+            number = torch.where(own >= 0, own + before[of][:, None], -1)
             out = entries(gone[of], number).view(changed[key].shape)
             changed[key] = torch.where(out, fill[index.to(fill.device)], changed[key])
         return replace(taken, kwargs=changed)

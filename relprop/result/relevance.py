@@ -170,6 +170,31 @@ class Relevance:
         tokens = zip(text.tokens[row], text.answers[row], self.map[row].tolist(), strict=True)
         return [(token, relevance) for token, own, relevance in tokens if own]
 
+    def shares(self, row: int | None = None) -> dict[str, float] | list[dict[str, float]]:
+        """Which share of all |relevance| of the tokens lies where: on "words", on "special tokens" and padding, on the
+        "answer" that was explained if there is one; and of the words' share that of the "first token", where the text
+        starts with no special one.
+
+        Models park attention on the first token, special or not, and on separators, whatever these say (Xiao et al.
+        2024, attention sinks), so that relevance there tells little of the text.
+
+        Returns: shares by name, of this row, or one such dict a row; all zero for a map of zeros.
+        Raises: ValueError if the input is no text.
+        """
+        text = self._text("shares")
+        if row is None:
+            return [self.shares(each) for each in range(self.rows)]
+        row = self._index(row)
+        size = self.map[row].double().abs()
+        size = size / size.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        word = torch.tensor([index is not None for index in text.word_ids[row]])
+        said = torch.zeros_like(word) if text.answers is None else torch.tensor(text.answers[row])
+        found = {"words": word, "special tokens": ~word & ~said} | ({"answer": said} if said.any() else {})
+        first = next((t for t, gone in enumerate(text.padding[row]) if not gone), None)
+        if first is not None and word[first]:
+            found["first token"] = torch.arange(len(word)) == first
+        return {name: float(size[where].sum()) for name, where in found.items()}
+
     def patches(self) -> Tensor:
         """Relevance of each patch, the sum over its pixels, (B, Gy, Gx). Pixels past the last patch count to none.
 
@@ -217,7 +242,8 @@ class Relevance:
     def row(self, row: int) -> Relevance:
         """The result of one row; forwards and backwards stay those of the whole run."""
         row = self._index(row)
-        cut = lambda tensors: {name: tensor[row : row + 1] for name, tensor in tensors.items()}
+        # patches and tiles of all rows, one after the other, have no rows that are known here
+        cut = lambda tensors: {name: t[row : row + 1] for name, t in tensors.items() if len(t) == self.rows}
         tensors = cut({"map": self.map, "value": self.value})
         books, check = (part and part.row(row) for part in (self.ledger, self.curve))
         return Relevance(

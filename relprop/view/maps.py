@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SIDE = 1.95  # inches: of a picture
 LABEL = 0.17  # the line above a picture
 BAR = 1.6  # a colour scale that lies
-_APART = 0.78  # before the special tokens
+_APART = 1.2  # before the special tokens
 _BENEATH = 0.12  # above pictures beside a text
 _FEW = 128  # entries that are drawn as bars
 
@@ -51,21 +51,21 @@ def text_height(relevance: Relevance, row: int, width: float) -> float:
     """Inches that `draw_text` takes at this width."""
     end = color.limit(color.shown(relevance, row))
     found = words.lines(relevance.words(row), width * 72, end)
-    apart = words.special_lines(relevance, row, (width - _APART) * 72)
-    tall = (len(found) * words.PITCH + len(apart) * words.SMALL_PITCH) / 72 + (0.06 if apart else 0)
+    apart = words.aside_lines(relevance, row, (width - _APART) * 72)
+    tall = (len(found) * words.PITCH + sum(len(told) for _, told in apart) * words.SMALL_PITCH) / 72
+    tall += 0.06 * len(apart)
     return tall + sum(LABEL + _tall(one.image, width) + _BENEATH for one in color.beside(relevance, row))
 
 
 def draw_text(part: Sheet, relevance: Relevance, row: int, end: float) -> None:
-    """Words on the colours of a scale with this end, beneath them the special tokens and the pictures beside the text,
+    """Words on the colours of a scale with this end, beneath them what stands apart and the pictures beside the text,
     their patches on the colours of the words.
     """
     found = words.lines(relevance.words(row), part.width * 72, end)
     tall = len(found) * words.PITCH / 72
     words.draw(_points(part, tall), found, end)
-    apart = words.special_lines(relevance, row, (part.width - _APART) * 72)
-    if apart:
-        part.write(0, tall + 0.1, "special tokens", size=SMALL, color=color.FAINT)
+    for name, apart in words.aside_lines(relevance, row, (part.width - _APART) * 72):
+        part.write(0, tall + 0.1, name, size=SMALL, color=color.FAINT)
         beneath = part.part(_APART, tall + 0.06, part.width - _APART)
         words.draw_specials(_points(beneath, len(apart) * words.SMALL_PITCH / 72), apart)
         tall += 0.06 + len(apart) * words.SMALL_PITCH / 72

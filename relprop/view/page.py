@@ -104,7 +104,7 @@ def _map(
         "low": signed(-end) if end else "",
         "high": signed(end) if end else "",
         "words": [],
-        "specials": [],
+        "aside": [],
         "pictures": [],
         "beside": [],
         "ledger": _ledger(relevance.ledger, row),
@@ -118,7 +118,7 @@ def _map(
         return {
             **found,
             "words": _words(said, end),
-            "specials": words.specials(relevance, row),
+            "aside": words.aside(relevance, row),
             "direction": direction,
             "gradient": bar,
             "beside": [[(label, png(pixels)) for label, pixels in color.panels(one, end)]

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from ..result import Relevance
-from ..result.number import signed
+from ..result.number import percent, signed
 from . import color
 from .sheet import SMALL, TINY, extent, families, shortened, visible
 
@@ -127,8 +127,9 @@ def specials(relevance: Relevance, row: int) -> list[str]:
     """Tokens that are no words, each with its relevance; equal ones next to each other, as those in the place of a
     picture are, and padding, as one.
     """
-    padding = relevance.units.padding[row]
-    outside = [t for t, word in enumerate(relevance.units.word_ids[row]) if word is None]
+    units = relevance.units
+    padding, said = units.padding[row], units.answers[row] if units.answers is not None else []
+    outside = [t for t, word in enumerate(units.word_ids[row]) if word is None and not (said and said[t])]
     told = [(t, *pair) for t, pair in zip(outside, relevance.specials(row), strict=True)]
     own = [one for one in told if not padding[one[0]]]
     place = lambda numbered: (numbered[1][0] - numbered[0], numbered[1][1])  # the same all along a run of equal tokens
@@ -149,7 +150,20 @@ def _say(axes: Axes, x: float, y: float, text: str, size: float, ink: str) -> No
         )
 
 
-def special_lines(relevance: Relevance, row: int, width: float) -> list[list[Box]]:
-    """The specials of a row in lines of at most this many points; none if there are none."""
-    told = specials(relevance, row)
-    return lines([(text, 0.0) for text in told], width, 0.0, size=SMALL) if told else []
+def aside(relevance: Relevance, row: int) -> list[tuple[str, list[str]]]:
+    """What stands apart from the words, each group with the share of all |relevance| that it has: special tokens, the
+    tokens of an answer, and the first token of a text without a special one before it, which attention may sink into.
+    """
+    shares = relevance.shares(row)
+    first = next((t for t, gone in enumerate(relevance.units.padding[row]) if not gone), 0)
+    said = [(visible(token), value) for token, value in relevance.answered(row)]
+    groups = {"special tokens": specials(relevance, row),
+              "answer": [f"{token} {signed(value)}" for token, value in said],
+              "first token": [_told([(first, relevance.units.tokens[row][first], float(relevance.map[row, first]))])]}
+    return [(f"{name} {percent(shares[name])}", told) for name, told in groups.items() if told and name in shares]
+
+
+def aside_lines(relevance: Relevance, row: int, width: float) -> list[tuple[str, list[list[Box]]]]:
+    """The groups that stand apart, each in lines of at most this many points."""
+    return [(name, lines([(text, 0.0) for text in told], width, 0.0, size=SMALL))
+            for name, told in aside(relevance, row)]
