@@ -1,5 +1,7 @@
 """Denominators kept off zero, sums in enough precision, and one tolerance per dtype."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,38 @@ def stabilize(z: Tensor, eps: float | None = None) -> Tensor:
     if not eps:
         return z
     return torch.copysign(torch.tensor(eps, dtype=z.dtype, device=z.device), z).add_(z)
+
+
+LOW = (torch.bfloat16, torch.float16)
+"""Dtypes that models are run in and relevance is not: of these, relevance is carried in float32."""
+
+
+def widened(t: Tensor) -> Tensor:
+    """`t` in float32 if it is in less, else `t` itself."""
+    return t.float() if t.dtype in LOW else t
+
+
+def narrowed(t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
+    """`t` in a dtype of the model, for a product of matrices, and what the product is to be multiplied by.
+
+    float16 ends at 65504, and below 6e-5 it is coarse: what goes in is brought to 1 at its largest first.
+    """
+    if dtype not in LOW or t.dtype == dtype:
+        return t, 1.0
+    if dtype != torch.float16 or not t.numel():
+        return t.to(dtype), 1.0
+    size = t.abs().amax()
+    size = torch.where((size > 0) & size.isfinite(), size, 1.0)
+    return (t / size).to(dtype), size
+
+
+def through(run: Callable[[Tensor], Tensor], t: Tensor, dtype: torch.dtype) -> Tensor:
+    """run(t), a product of matrices of this dtype, of a `t` that may be in more; linear in it, and as exact as t is
+    carried: in float32 at least.
+    """
+    t, size = narrowed(t, dtype)
+    y = widened(run(t))
+    return y * size if isinstance(size, Tensor) else y
 
 
 def tolerance(dtype: torch.dtype) -> float:

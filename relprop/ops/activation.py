@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..numerics import ratio
-from .call import Call, Unary, dependent
+from ..numerics import ratio, widened
+from .call import Call, Unary, dependent, wide
 from .journal import ACTIVATION
 from .split import Split, each, led
 from .split import difference as by_difference
@@ -48,8 +48,9 @@ class Identity(Function):
     def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], offset: Tensor | float) -> Tensor:
         y = run(x)
         y = y.clone() if y is x or y._is_view() else y
-        ctx.save_for_backward(ratio(y if _nothing(offset) else y - offset, x))
-        return y
+        x, z = widened(x), y if x.dtype == widened(x).dtype else widened(run(widened(x)))  # what cancels at zero
+        ctx.save_for_backward(ratio(z if _nothing(offset) else z - offset, x).to(y.dtype))
+        return wide(ctx, y)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
@@ -65,11 +66,11 @@ class Recomputed(Function):
     def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.save_for_backward(x)
         ctx.run = run
-        return run(x)
+        return wide(ctx, run(x))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        x, = ctx.saved_tensors
+        x = widened(ctx.saved_tensors[0])
         return ctx.run(x).div_(x).nan_to_num_(0.0).mul_(g), None
 
 
@@ -105,6 +106,8 @@ def apply(call: Call, x: Tensor, run: Callable[[Tensor], Tensor], *, offset: flo
     if getattr(call.func, "__name__", "") in _RECOMPUTED:
         return Recomputed.apply(x, run)
     offset = at_zero(run, x) if offset is None else offset
+    if not _nothing(offset) and bool(x.isinf().any()):  # a masked score passes nothing on, and has no constant
+        offset = torch.where(x.isinf(), run(x.detach()), offset)
     y = Identity.apply(x, run, offset)
     if not _nothing(offset):
         call.constant(offset, y, ACTIVATION)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..numerics import stabilize
-from .call import Binary, Call, Rule, Unary, dependent
+from ..numerics import LOW, stabilize
+from .call import Binary, Call, Plain, Rule, Unary, dependent
 from .journal import STABILIZER, Rows
 from .split import Split, led
 
@@ -129,18 +129,46 @@ def _sum(call: Call, a: Any, b: Any, sign: float, run: Any) -> Tensor:
     """run(a, b) = a + sign b."""
     if dependent(a) and dependent(b):
         if call.rule is zero:
-            return run(a, b)
+            return _plain(call, a, b, sign, run)
         a_full, b_full = torch.broadcast_tensors(a, b)
         b_full = b_full if sign == 1 else b_full * sign
         rule = call.rule if call.rows is None else by_row(call.rule, call.rows)
-        return Binary.apply(a_full, b_full, torch.add, rule, call.journal, STABILIZER)
+        run = _known if torch.result_type(a_full, b_full) in LOW else torch.add
+        return Binary.apply(a_full, b_full, run, rule, call.journal, STABILIZER)
     name = call.origin(b) if isinstance(b, Tensor) and dependent(a) else None
     if call.rule in BESIDE_CONSTANTS and isinstance(a, Tensor) and isinstance(b, Tensor) and not _masks(b, a):
         return _with_constant(call, a, b, sign, run)
     constant = (b if sign == 1 else b * sign) if dependent(a) else a
-    y = run(a, b)
+    y = _plain(call, a, b, sign, run)
     call.constant(constant, y, name)
     return y
+
+
+def _known(a: Tensor, b: Tensor) -> Tensor:
+    """a + b; in float32, as the way back sees terms of a low dtype, a sum that is exactly zero counts as half a unit in
+    the last place of its terms: rounded as they are, it is not known to be zero, and a rule would lose all of it.
+    """
+    y = a + b
+    if y.dtype in LOW:
+        return y
+    return y.where(y != 0, torch.maximum(a.abs(), b.abs()) * (torch.finfo(torch.bfloat16).eps / 2))
+
+
+def _plain(call: Call, a: Any, b: Any, sign: float, run: Any) -> Tensor:
+    """run(a, b) by its gradient, which in the stream of a model that adds in less than float32 is added up in that."""
+    if call.writes or torch.result_type(a, b) not in LOW:
+        return run(a, b)
+    moving = [(t, factor) for t, factor in ((a, 1), (b, sign)) if dependent(t)]
+    shapes = [(t.shape, factor) for t, factor in moving]
+
+    def back(g: Tensor) -> tuple[Tensor, ...]:
+        return tuple((g if factor == 1 else g * factor).sum_to_size(shape) for shape, factor in shapes)
+
+    def filled(*xs: Tensor) -> Tensor:
+        source = iter(xs)
+        return run(*(next(source) if dependent(t) else t for t in (a, b)))
+
+    return Plain.apply(filled, back, *(t for t, _ in moving))
 
 
 def _with_constant(call: Call, a: Tensor, b: Tensor, sign: float, run: Any) -> Tensor:

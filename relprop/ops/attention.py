@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from ..numerics import through, widened
 from . import matmul as product
 from . import softmax
-from .call import Call, biases, dependent, scaled
+from .call import Call, biases, dependent, scaled, wide
 from .journal import POSITIONS, SOFTMAX
 from .split import Split, led
 
@@ -55,26 +56,27 @@ class HeldPattern(Function):
                 scale: float) -> Tensor:
         ctx.save_for_backward(query, key, mask)
         ctx.is_causal, ctx.scale, ctx.heads = is_causal, scale, value.shape[-3] if value.dim() > 2 else None
-        return run(query, key, value)
+        return wide(ctx, run(query, key, value))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         query, key, mask = ctx.saved_tensors
         key, mask = grouped(key, query), additive(mask, ctx.is_causal, query, key)
-        g_v = _transposed(query, key, mask, ctx.scale, g)
+        g_v = through(lambda g: _transposed(query, key, mask, ctx.scale, g), g, query.dtype)
         if ctx.heads is not None and ctx.heads != g_v.shape[-3]:
             g_v = g_v.unflatten(-3, (ctx.heads, -1)).sum(-3)
         return None, None, g_v, None, None, None, None
 
 
 def _transposed(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, g: Tensor) -> Tensor:
-    """A^T g without ever holding more than `CHUNK` entries of the pattern A."""
+    """A^T g without ever holding more than `CHUNK` entries of the pattern A, which is made of scores in float32."""
     rows = max(1, CHUNK // max(1, query[..., 0, 0].numel() * key.shape[-2]))
     total: Tensor | None = None
     for start in range(0, query.shape[-2], rows):
         stop = start + rows
         part = mask if mask is None or mask.shape[-2] == 1 else mask[..., start:stop, :]
-        term = pattern(query[..., start:stop, :], key, part, scale).mT @ g[..., start:stop, :]
+        weights = pattern(widened(query[..., start:stop, :]), widened(key), part, scale)
+        term = widened(weights.to(g.dtype).mT @ g[..., start:stop, :])
         total = term if total is None else total.add_(term)
     return total if total is not None else torch.zeros_like(key)
 

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ..numerics import LOW, widened
 from .journal import CONSTANT, POSITIONS, Journal, Rows
 
 Rule = Callable[..., Any]
@@ -39,6 +41,12 @@ class Call:
     open: bool = False
     positions: bool = False
     scores: bool = False
+
+    @property
+    def writes(self) -> bool:
+        """Whether the function writes into its first argument: `add_`, `__iadd__`."""
+        name = getattr(self.func, "__name__", "")
+        return name.startswith("__i") if name.endswith("__") else name.endswith("_")
 
     def constant(self, constant: Tensor | float, output: Tensor, name: str | None = None) -> None:
         """Book a constant added at `output`, under its own name where it has one."""
@@ -99,13 +107,20 @@ def dependent(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
+def wide(ctx: Any, y: Tensor) -> Tensor:
+    """`y`, the result of an autograd function, whose relevance per unit is to arrive in float32 if it is in less."""
+    if y.dtype in LOW:
+        ctx.set_output_grad_dtype(torch.float32)
+    return y
+
+
 class Scaled(Function):
     """The identity, whose gradient is multiplied by a constant factor, unless it is the plain gradient's turn."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float, turn: Turn | None) -> Tensor:
         ctx.factor, ctx.turn = factor, turn
-        return x.view_as(x)
+        return wide(ctx, x.view_as(x))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
@@ -124,12 +139,12 @@ class Unary(Function):
         # the model may write into y, which no backward pass of its own may need: then it is computed again
         ctx.y, ctx.version, ctx.run = y.detach(), y._version, run
         ctx.rule, ctx.journal, ctx.name = rule, journal, name
-        return y
+        return wide(ctx, y)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
         x, = ctx.saved_tensors
-        y = ctx.y if ctx.y._version == ctx.version else ctx.run(x)
+        x, y = widened(x), widened(ctx.y if ctx.y._version == ctx.version else ctx.run(x))
         g_x = ctx.rule(x, y, g)
         if ctx.journal is not None:
             ctx.journal.book(ctx.name, ctx.journal.dot(g, y) - ctx.journal.dot(g_x, x))
@@ -144,17 +159,49 @@ class Binary(Function):
                 journal: Journal | None, name: str) -> Tensor:
         ctx.save_for_backward(a, b)
         ctx.run, ctx.rule, ctx.journal, ctx.name = run, rule, journal, name
-        return run(a, b)
+        return wide(ctx, run(a, b))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         a, b = ctx.saved_tensors
+        a, b = widened(a), widened(b)
         y = ctx.run(a, b)
         g_a, g_b = ctx.rule(a, b, y, g)
         if ctx.journal is not None:
             dot = ctx.journal.dot
             ctx.journal.book(ctx.name, dot(g, y) - dot(g_a, a) - dot(g_b, b))
         return g_a, g_b, None, None, None, None
+
+
+class Plain(Function):
+    """y = run(*xs) by a gradient of its own, g -> one for each x, which is computed and passed on in float32 where y is
+    in less. Of ops that torch would differentiate as well, but in y's dtype.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., Tensor], back: Callable[[Tensor], tuple[Tensor | None, ...]],
+                *xs: Tensor) -> Tensor:
+        ctx.back = back
+        return wide(ctx, run(*xs))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.back(g)
+
+
+def offered(leaf: Tensor) -> Tensor:
+    """A copy of an explained tensor for the model, which may update its input in place; relevance per unit arrives at
+    the leaf in float32 at least.
+    """
+    if leaf.dtype not in LOW:
+        return leaf.clone()
+    leaf.grad_dtype = torch.float32
+    return Plain.apply(torch.clone, lambda g: (g,), leaf)
+
+
+def cast(x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """run(x), which is x in another dtype, whose relevance per unit is not rounded to the lesser of the two."""
+    return Plain.apply(run, lambda g: (g,), x)
 
 
 def scaled(x: Tensor, factor: float, turn: Turn | None = None) -> Tensor:

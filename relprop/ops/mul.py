@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .call import Binary, Call, dependent, scaled
+from ..numerics import LOW
+from .call import Binary, Call, Plain, dependent, scaled, wide
 from .journal import NORM, PRODUCT
 from .matmul import split_bilinear
 from .split import Split, led
@@ -44,7 +45,7 @@ class Halved(Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, run: Any) -> Tensor:
         ctx.save_for_backward(a, b)
-        return run(a, b)
+        return wide(ctx, run(a, b))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -57,7 +58,7 @@ class Halved(Function):
 def mul(call: Call, input: Any, other: Any) -> Tensor:
     """`torch.mul`, `*`, `*=`: linear in one dependent factor, shared by two."""
     if not (dependent(input) and dependent(other)):
-        return call.func(input, other)
+        return _by_constant(call, input, other)
     rule = call.rule
     if rule is gradient:
         return call.booked(PRODUCT, [input, other], lambda a, b: call.func(a, b))
@@ -74,9 +75,34 @@ def mul(call: Call, input: Any, other: Any) -> Tensor:
     return Binary.apply(a, b, torch.mul, rule, call.journal, PRODUCT)
 
 
+def _by_constant(call: Call, input: Any, other: Any) -> Tensor:
+    """A product with a constant, such as a norm's weight; of tensors of a low dtype, with the way back in float32."""
+    if call.writes or torch.result_type(input, other) not in LOW:
+        return call.func(input, other)
+    first = dependent(input)
+    x, constant = (input, other) if first else (other, input)
+    shape = x.shape
+
+    def run(x: Tensor) -> Tensor:
+        return call.func(x, constant) if first else call.func(constant, x)
+
+    return Plain.apply(run, lambda g: ((g * constant).sum_to_size(shape),), x)
+
+
 def outer(call: Call, input: Tensor, vec2: Tensor) -> Tensor:
     """`torch.outer`: the product of all pairs."""
     return call.retrace(lambda: torch.mul(input.unsqueeze(1), vec2))
+
+
+def cosine(call: Call, x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """`F.cosine_similarity`: sum_i (x1_i / |x1|) (x2_i / |x2|), a product of vectors whose lengths are held as those of
+    a norm are; each has what the rule of products gives it. Under `uniform` R_1i = R_2i = R x1_i x2_i / (2 x1 . x2).
+    """
+    return call.retrace(lambda: (_unit(x1, dim, eps) * _unit(x2, dim, eps)).sum(dim))
+
+
+def _unit(x: Tensor, dim: int, eps: float) -> Tensor:
+    return x / torch.linalg.vector_norm(x, 2, dim, keepdim=True).clamp_min(eps)
 
 
 GATE = "_relprop_gate"

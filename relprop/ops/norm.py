@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..numerics import stabilize
-from .call import Call, Unary, dependent
+from ..numerics import stabilize, widened
+from .call import Call, Unary, dependent, wide
 from .journal import BIAS, NORM
 from .split import Split, difference, each, refilled
 
@@ -93,7 +93,7 @@ class Held(Function):
         y, _, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
         ctx.save_for_backward(rstd, weight)
         ctx.axes = len(shape)
-        return y
+        return wide(ctx, y)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -109,7 +109,7 @@ class HeldScale(Function):
                 dims: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(weight, scale)
         ctx.centre, ctx.dims = centre, dims
-        return run(x)
+        return wide(ctx, run(x))
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None, None]:
@@ -145,7 +145,7 @@ def rms_norm(call: Call, input: Tensor, normalized_shape: Sequence[int], weight:
         return unary(call, input, run, None)
     dims = tuple(range(-len(normalized_shape), 0))
     eps = torch.finfo(input.dtype).eps if eps is None else eps
-    scale = torch.rsqrt(input.detach().square().mean(dims, keepdim=True) + eps)
+    scale = torch.rsqrt(widened(input.detach()).square().mean(dims, keepdim=True) + eps)
     return HeldScale.apply(input, run, weight, scale, False, dims)
 
 
@@ -160,7 +160,7 @@ def group_norm(call: Call, input: Tensor, num_groups: int, weight: Tensor | None
     per_channel = (1, num_groups, -1) + (1,) * (input.dim() - 2)
     grouped = input.reshape(input.shape[0], num_groups, -1, *input.shape[2:])
     dims = tuple(range(2, grouped.dim()))
-    scale = torch.rsqrt(grouped.detach().var(dims, unbiased=False, keepdim=True) + eps)
+    scale = torch.rsqrt(widened(grouped.detach()).var(dims, unbiased=False, keepdim=True) + eps)
     gain = None if weight is None else weight.reshape(per_channel)
     shift = 0 if bias is None else bias.reshape(per_channel)
 
