@@ -20,6 +20,7 @@ from .subject import Subject
 from .target import Targets
 from .tokens import Batch, ImageUnits, TextUnits
 from .trace import Tap
+from .trace.layout import vectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +59,7 @@ class Places:
             whole = whole if whole.dim() == 4 and len(whole) == self.batch.rows else whole.unflatten(
                 0, (self.batch.rows, -1))  # (B H, T, S), or (B W, H, T, S) of windows
             return whole if place.unit is None else whole.select(-3, place.index)
-        if tap.kind == "conv":  # (B, D, Gy, Gx)
-            whole = whole.movedim(1, -1)
+        whole = vectors(whole, tap.axes)
         if place.unit == "H":
             whole = whole.unflatten(-1, (self.anatomy.units(place), -1))[..., place.index, :]
         elif place.unit == "N":

@@ -120,8 +120,6 @@ class Placing:
         if tap.side in _SIDES.values():
             x = x if x.dim() == 4 + first else x.unflatten(first, (self.rows, -1))
             return x.transpose(first + 1, first + 2).flatten(first + 2)  # (B, H, T, K) to (B, T, H K)
-        if tap.kind == "conv":
-            return x.movedim(first + 1, -1).flatten(first + 1, -2)
         layout = self._shapes[tap]
         if layout is None:
             return x.reshape(*x.shape[:first], 1, -1, x.shape[-1])
@@ -132,8 +130,6 @@ class Placing:
 
     def restored(self, tap: Tap, value: Tensor, like: Tensor) -> Tensor:
         """What `canonical` made of parts, (S, R, P, C), as the parts of a tensor that is laid out as `like`."""
-        if tap.kind == "conv":
-            return value.unflatten(2, like.shape[2:]).movedim(-1, 2)
         layout = self._shapes[tap]
         if layout is None or layout.dims == 2:
             return value.reshape(value.shape[0], *like.shape)

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..ops import Call, Op, attention, lookup
 from .interception import Tap
+from .layout import laid, vectors
 from .opening import first, opened
 
 PATTERN = "pattern"
@@ -22,7 +23,9 @@ PATTERN = "pattern"
 _MARK = "_relprop_pattern"
 
 Change = Callable[[Tensor], Tensor | None]
-"""From a tapped tensor to what goes in its place; None leaves it. It must not write into what it is given."""
+"""From a tapped tensor, its vectors on the last axis, to what goes in its place; None leaves it. It must not write into
+what it is given.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,7 @@ class Editor(TorchFunctionMode):
     def install(self, changes: Mapping[Tap, Change | Heads]) -> None:
         """Takes these changes from now on, in the place of those before."""
         self.changes = changes
+        self._known = {tap: tap for tap in changes}  # with the axes that a call does not tell
         self.fired = dict.fromkeys(changes, 0) | self.fired
         self._wanted = {(tap.path, tap.kind) for tap in changes}
         self._patterns = any(tap.side == PATTERN for tap in changes)
@@ -148,18 +152,18 @@ class Editor(TorchFunctionMode):
         if tap is None:
             return value
         with torch._C.DisableTorchFunction():  # what a change calls itself is no call of the model
-            changed = self.changes[tap](value)
-        return value if changed is None else changed
+            changed = self.changes[tap](vectors(value, tap.axes))
+            return value if changed is None else laid(changed, tap.axes, value.shape)
 
     def _reached(self, path: str, kind: str | None, side: str) -> Tap | None:
         """The tap at the call that is being made, which is counted."""
         key = (path, kind, side)
         tap = Tap(path, kind, side, self._counts.get(key, 0))
         self._counts[key] = tap.nth + 1
-        if tap not in self.changes:
-            return None
-        self.fired[tap] += 1
-        return tap
+        known = self._known.get(tap)
+        if known is not None:
+            self.fired[known] += 1
+        return known
 
     # -- attention patterns --------------------------------------------------------------------------------------
 

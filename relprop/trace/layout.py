@@ -7,6 +7,25 @@ from dataclasses import dataclass
 from torch import Size, Tensor
 
 
+def vectors(x: Tensor, axes: tuple[int, ...], leading: int = 0) -> Tensor:
+    """A tensor whose vectors lie along `axes`, (L, ...), with them side by side on its last axis; `leading` axes come
+    before those that are counted.
+    """
+    if axes == (-1,):
+        return x
+    x = x.movedim([axis + leading if axis >= 0 else axis for axis in axes], [*range(-len(axes), 0)])
+    return x.flatten(-len(axes)) if len(axes) > 1 else x
+
+
+def laid(x: Tensor, axes: tuple[int, ...], like: Size, leading: int = 0) -> Tensor:
+    """The way back from `vectors`, of a tensor of shape `like`."""
+    if axes == (-1,):
+        return x
+    if len(axes) > 1:
+        x = x.unflatten(-1, [like[axis] for axis in axes])
+    return x.movedim([*range(-len(axes), 0)], [axis + leading if axis >= 0 else axis for axis in axes]).contiguous()
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the rows of a batch are in a tensor: `axis`, on which each row has `factor` entries; `dims` in all.

@@ -25,6 +25,7 @@ from .activation import activation_offset
 from .interception import Tap, mutates, named
 from .intervention import Editor, edited
 from .late import Late
+from .layout import laid, vectors
 from .live import Live
 from .slot import REL, Slot, hooked_activation
 
@@ -94,12 +95,13 @@ class Shadow(Editor):
         if tap is None:
             return value
         with torch._C.DisableTorchFunction():
-            rel = self.slot.rel(value)
+            rel, total = self.slot.rel(value), vectors(value, tap.axes)
+            rel = None if rel is None else vectors(rel, tap.axes, 1)
             if tap in self.marks:
-                rel, value = self.marks[tap](value, rel), value.clone()
-                self.slot.put(value, rel)
+                rel, value = self.marks[tap](total, rel), value.clone()
+                self.slot.put(value, laid(rel, tap.axes, value.shape, 1))
             if tap in self.reads:
-                self.reads[tap](value, rel)
+                self.reads[tap](total, rel)
                 self._left.discard(tap)
         if not self.whole and not self._left:
             raise Finished
