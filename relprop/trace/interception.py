@@ -8,7 +8,7 @@ end.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -51,13 +51,15 @@ _CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat1
 class Tap:
     """A tensor whose relevance is wanted: what the nth call of `kind` in the module at `path` reads (`side` "input") or
     returns ("output"); with `kind` None, what the module itself reads or returns. Of an attention also its `PATTERN`,
-    the softmax's result as it meets the values.
+    the softmax's result as it meets the values. `axes`: along which axes of the tensor its vectors lie, in order; the
+    last one alone, but for instance the second of what a convolution reads.
     """
 
     path: str
     kind: str | None = None
     side: str = "output"
     nth: int = 0
+    axes: tuple[int, ...] = field(default=(-1,), compare=False)
 
 
 @dataclass
