@@ -21,6 +21,7 @@ class Architecture:
     `library` is "transformers" or "timm"; `task` one of transformers' task names; `family` what the library calls the
     kind of model ("llama", "vit"); `name` the class, or timm's name of the model. `build` makes a tiny instance with
     the library's own initial weights, and `inputs` what it reads, by the names of its arguments, two rows of it.
+    `names`: those of the library's models that it stands for, where one architecture has several.
     """
 
     library: str
@@ -29,6 +30,12 @@ class Architecture:
     name: str
     build: Callable[[], nn.Module]
     inputs: Callable[[nn.Module], Inputs]
+    names: tuple[str, ...] = ()
+
+    @property
+    def stands(self) -> int:
+        """How many names of the library it stands for."""
+        return max(len(self.names), 1)
 
     @property
     def key(self) -> str:

@@ -28,7 +28,8 @@ BALANCED = 1e-3
 
 def examine(architecture: Architecture) -> Entry:
     """Everything that is asked of an architecture. Nothing is raised: what fails is in the entry with its reason."""
-    entry = Entry(architecture.library, architecture.task, architecture.family, architecture.name)
+    entry = Entry(architecture.library, architecture.task, architecture.family, architecture.name,
+                  stands=architecture.stands)
     model = _step(entry, "builds", architecture.model)
     if model is None:
         return entry

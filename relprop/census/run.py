@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from ..result.census import Entry, Failure
-from . import auto
+from . import auto, timm
 from .architecture import Architecture
 from .examination import examine
 
@@ -22,7 +22,7 @@ SECONDS = 120
 @cache
 def architectures() -> dict[str, Architecture]:
     """All that is asked about by its key, in the order of the libraries' own tables."""
-    return {one.key: one for one in auto.architectures()}
+    return {one.key: one for one in (*auto.architectures(), *timm.architectures())}
 
 
 def entries(keys: Sequence[str], *, processes: int, seconds: int = SECONDS) -> Iterator[Entry]:
