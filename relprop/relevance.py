@@ -50,7 +50,7 @@ class Propagation:
 def propagate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], value: Value,
               composite: str | Composite = "attnlrp", *, ledger: bool = True, taps: dict[str, Tap] | None = None,
               layers: tuple[str, ...] = (), unruled: str = "error", spread_bias: bool = False,
-              way: Way | None = None, positions: bool = False) -> Propagation:
+              way: Way | None = None, positions: bool = False, checkpoint: bool = False) -> Propagation:
     """Relevance of the inputs of `model(*args, **kwargs)` for `value(output)`, by one forward and one backward pass.
 
     Floating tensors among the inputs are explained entry by entry, token ids through their embedding; masks are not
@@ -63,14 +63,15 @@ def propagate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], v
         model there instead, and the relevance is that of the whole way: its step x relevance per unit; what the input
         there holds besides is booked under "reference". positions: that queries and keys are rotated by position has
         half of their relevance, and biases of relative positions in a fused attention are booked apart (see
-        `relprop.positions`); keeps the books.
+        `relprop.positions`); keeps the books. checkpoint: keep of each layer what it reads, and run it again on the
+        way back: the same numbers, in less memory.
     Raises: IndependentOutput if the value does not depend on the inputs; LedgerError if the books do not balance;
         UnruledOp for an op that is not in the table; ValueError for NaN or inf in the output or its relevance, and for
         weights that no gradient can pass.
     """
     if unruled not in ("error", "gradient"):
         raise ValueError(f"unruled must be 'error' or 'gradient', got {unruled!r}")
-    run = _Run(model, args, kwargs, value, get(composite), unruled, way, positions,
+    run = _Run(model, args, kwargs, value, get(composite), unruled, way, positions, checkpoint,
                ledger=ledger or spread_bias or positions, taps=dict(taps or {}), layers=layers)
     found = run.whole()
     if found is None or _split_wrongly(found, run.precision):  # one row at a time is exact
@@ -122,6 +123,8 @@ class _Run(Run):
 
         Returns: magnitude of the relevance of the output, (B,).
         """
+        if self.ruled:
+            return value.detach().abs().to("cpu", torch.float64)  # it is in the books like all that the model does
         flat, rebuild = tree_flatten(output)
         places = [i for i, t in enumerate(flat) if dependent(t)]
         for i in places:
@@ -161,7 +164,7 @@ class _Run(Run):
         else:
             per_unit = torch.autograd.grad(value, list(leaves.values()), torch.ones_like(value), allow_unused=True)
         reached = {name: (leaf, g) for (name, leaf), g in zip(leaves.items(), per_unit, strict=True) if g is not None}
-        strength = sum(g.detach().abs().flatten(1).amax(1) for _, g in reached.values()) if reached else None
+        strength = sum(self._strongest(g) for _, g in reached.values()) if reached else None
         if strength is None or bool((strength == 0).any()):
             idle = [] if strength is None else (strength == 0).nonzero().flatten().tolist()
             raise IndependentOutput(independent(idle, self.rows))
@@ -174,9 +177,16 @@ class _Run(Run):
         return {name: steps[name] * g if name in steps else relevance_of(leaf.detach(), g)
                 for name, (leaf, g) in reached.items()}
 
+    def _strongest(self, g: Tensor) -> Tensor:
+        """The largest entry of each row, (B,); of what lies otherwise than in rows, the largest of all."""
+        size = g.detach().abs()
+        whole = size.shape[0] == self.rows
+        return size.flatten(1).amax(1) if whole else size.amax().expand(self.rows)
+
     def _found(self, output: Any, value: Tensor, relevance: dict[str, Tensor], mode: Interception,
                journal: Journal | None, flow: Tensor | None) -> Propagation:
-        tapped = {name: t.value * t.per_unit for name, t in mode.tapped.items() if t.per_unit is not None}
+        tapped = {name: t.value.to(t.per_unit.dtype) * t.per_unit for name, t in mode.tapped.items()
+                  if t.per_unit is not None}
         ledger = None
         if journal is not None:
             total = sum(self._total(journal, r) for r in relevance.values())
@@ -243,7 +253,8 @@ def _stacked(rows: list[Propagation]) -> Propagation:
     """Runs of one row each as one run of the batch."""
     ledgers = [r.ledger for r in rows]
     return Propagation([r.output for r in rows], torch.cat([r.value for r in rows]),
-                       {name: torch.cat([r.relevance[name] for r in rows]) for name in rows[0].relevance},
+                       {name: torch.cat([r.relevance[name] for r in rows if name in r.relevance])  # a row without
+                        for name in dict.fromkeys(name for r in rows for name in r.relevance)},  # pictures has none
                        {name: torch.cat([r.tapped[name] for r in rows]) for name in rows[0].tapped},
                        None if ledgers[0] is None else _stacked_ledgers(ledgers),
                        None if ledgers[0] is None else torch.cat([r.flow for r in rows]),
@@ -271,14 +282,18 @@ def spread(found: Propagation) -> Propagation:
     Each row's absorbed relevance goes to the entries in proportion to the magnitude of what they have.
     """
     absorbed = sum(found.ledger.absorbed.values())
-    size = sum(r.abs().flatten(1).sum(1).to("cpu", torch.float64) for r in found.relevance.values())
-    share = absorbed / size
+    rows = len(absorbed)
+    by_row = lambda r: r.reshape(rows, -1).to("cpu", torch.float64).sum(1)
+    if wrong := next((name for name, r in found.relevance.items() if rows not in (1, r.shape[0])), None):
+        raise ValueError(f"{wrong} does not lie in rows, so that nothing can be spread over them; explain the rows one "
+                         "by one, batch_size=1")
+    share = absorbed / sum(by_row(r.abs()) for r in found.relevance.values())
 
     def given(r: Tensor) -> Tensor:
         factor = share.to(r.device, r.dtype).reshape(-1, *[1] * (r.dim() - 1))
         return r + r.abs() * factor
 
     relevance = {name: given(r) for name, r in found.relevance.items()}
-    total = sum(r.flatten(1).sum(1).to("cpu", torch.float64) for r in relevance.values())
+    total = sum(by_row(r) for r in relevance.values())
     kept = {TARGET: found.ledger.absorbed[TARGET] * 0} if TARGET in found.ledger.absorbed else {}
     return replace(found, relevance=relevance, ledger=replace(found.ledger, input=total, absorbed=kept), positions={})

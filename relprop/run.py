@@ -5,7 +5,7 @@ asked of the pass: relevance of the inputs (`relevance`) or of attention pattern
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_flatten
 
 from .composite import Composite
 from .errors import IndependentOutput
+from .ops.call import offered
 from .ops.journal import Rows
 from .still import settled
-from .trace import STREAM, Interception, Way, intercepted
+from .trace import STREAM, Interception, Way, checkpointed, intercepted
 
 TOKEN_NAMES = ("input_ids", "decoder_input_ids")
 
@@ -37,6 +38,7 @@ class Run:
     unruled: str = "error"
     way: Way | None = None
     positions: bool = False
+    checkpoint: bool = False
     precision: torch.dtype = field(init=False)
     """Of the least precise part that the model computes in."""
 
@@ -51,10 +53,20 @@ class Run:
         if not tensors:
             raise ValueError("nothing to explain: no tensor among the inputs")
         explained = [t for name, t in self._inputs() if t.is_floating_point()]
-        self.rows = (explained or tensors)[0].shape[0]
+        self.rows = self._counted(explained or tensors)
         parameter = next((p for p in self.model.parameters() if p.is_floating_point()), None)
         self.dtype = explained[0].dtype if explained else torch.float32 if parameter is None else parameter.dtype
         self.precision = self.dtype
+
+    def _counted(self, explained: list[Tensor]) -> int:
+        """Number of rows: as what is asked says, else that of the explained inputs, of which patches or tiles of all
+        pictures, one after the other, are more than there are rows.
+        """
+        batch = getattr(self.value, "batch", None)
+        if batch is not None:
+            return batch.runs
+        ids = [t for name, t in self._inputs() if name in TOKEN_NAMES]
+        return min(t.shape[0] for t in ([*ids, *explained] if ids else explained[:1]))
 
     def _inputs(self) -> Iterator[tuple[str, Tensor]]:
         named = [*((str(i), t) for i, t in enumerate(self.args)), *self.kwargs.items()]
@@ -67,8 +79,12 @@ class Run:
 
         value, rows = self.value, self.rows
         one = getattr(value, "row", None)
+        value = one(row, rows) if one else value
+        batch = getattr(value, "batch", None)
+        if batch is not None and batch.pictures is not None:  # which knows whose each patch or tile is
+            return replace(self, args=batch.args, kwargs=batch.kwargs, value=value)
         return replace(self, args=tuple(cut(a) for a in self.args), kwargs={k: cut(v) for k, v in self.kwargs.items()},
-                       value=one(row, rows) if one else value)
+                       value=value)
 
     @contextmanager
     def ran(self, rows: Rows, **options: Any) -> Iterator[tuple[Interception, dict[str, Tensor], Any]]:
@@ -85,6 +101,8 @@ class Run:
             mode = stack.enter_context(intercepted(
                 self.model, self.composite, token_ids=self._token_ids(), unruled=self.unruled, precision=self.dtype,
                 rows=rows, way=self.way, positions=self.positions, **options))
+            if self.checkpoint:
+                stack.enter_context(checkpointed(mode, self.model))
             output = self.model(*args, **kwargs)
             yield mode, {**leaves, **mode.leaves}, output
 
@@ -95,7 +113,7 @@ class Run:
         def carried(name: str, value: Any) -> Any:
             if name not in leaves:
                 return value
-            carrier = leaves[name].clone()  # the model may update its input in place; a leaf may not be
+            carrier = offered(leaves[name])
             carrier._relprop_input = True
             setattr(carrier, STREAM, name)
             return carrier
@@ -108,8 +126,14 @@ class Run:
         named = {name: t for name, t in whole.items() if name in TOKEN_NAMES}
         return named or {name: t for name, t in whole.items() if name.isdigit()}
 
+    @property
+    def ruled(self) -> bool:
+        """Whether the explained value is computed under the rules, as if the model did it."""
+        return getattr(self.value, "ruled", False)
+
     def asked(self, output: Any) -> Tensor:
-        value = self.value(output)
+        with torch._C._EnableTorchFunction() if self.ruled else nullcontext():
+            value = self.value(output)
         if not isinstance(value, Tensor) or value.shape != (self.rows,):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"the explained value must be one number a row, shape ({self.rows},), got {got}")

@@ -16,7 +16,7 @@ POSITIONS = "position embeddings"
 
 CHUNK = 1 << 22
 """Entries that a sum multiplies at a time: 16 MiB in float32, where the logits of a language model are hundreds."""
-_READERS, _KEPT = "_relprop_readers", "_relprop_kept"
+READERS, _KEPT = "_relprop_readers", "_relprop_kept"
 _ROUNDED = 1e-4  # more than this of what is added up is not lost to rounding
 
 
@@ -32,6 +32,11 @@ def preserve(t: Tensor) -> None:
     """To be called before a tensor is written to: what is kept of it is copied first."""
     for kept in t.untyped_storage().__dict__.pop(_KEPT, ()):
         kept.value = kept.value.clone()
+
+
+def _passed(t: Tensor, take: Callable[[Tensor], None]) -> None:
+    """Hands over what passes `t` on the way back; of a tensor that nothing reaches torch may call with nothing."""
+    t.register_hook(lambda g: None if g is None else take(g))
 
 
 class Rows:
@@ -87,14 +92,14 @@ class Journal:
         if not isinstance(constant, Tensor):
             constant = torch.tensor(float(constant), dtype=output.dtype, device=output.device)
         kept = Kept(constant)
-        output.register_hook(lambda g: self.book(name, self.dot(g, kept.value)))
+        _passed(output, lambda g: self.book(name, self.dot(g, kept.value)))
 
     def position(self, constant: Tensor, output: Tensor, *, scores: bool) -> None:
         """Note at which positions a constant that was added takes what it takes. `scores`: these are attention scores
         (B, H, T, S), and a position in them is that of a key.
         """
         kept = Kept(constant)
-        output.register_hook(lambda g: self.place(g, kept.value, along=-1 if scores else None))
+        _passed(output, lambda g: self.place(g, kept.value, along=-1 if scores else None))
 
     def rotation(self, constant: Tensor, output: Tensor) -> None:
         """Book for the positions as much relevance as rotated queries or keys keep; of what reaches `output` half is to
@@ -108,7 +113,7 @@ class Journal:
             self.book(POSITIONS, self.dot(g, kept.value))
             self.place(g, kept.value, along=along)
 
-        output.register_hook(book)
+        _passed(output, book)
 
     def place(self, g: Tensor, x: Tensor, *, along: int | None) -> None:
         """Add the sum of g x at each position to `places`. Positions lie `along` a dimension; None: between the rows
@@ -132,9 +137,9 @@ class Journal:
     def difference(self, name: str, output: Tensor, inputs: list[Tensor]) -> None:
         """Book what came in at `output` less what went out at `inputs`, which must feed this op alone (aliases)."""
         kept = Kept(output)
-        output.register_hook(lambda g: self.book(name, self.dot(g, kept.value)))
+        _passed(output, lambda g: self.book(name, self.dot(g, kept.value)))
         for x in inputs:
-            x.register_hook(self._outgoing(name, Kept(x)))
+            _passed(x, self._outgoing(name, Kept(x)))
 
     def _outgoing(self, name: str, x: Kept) -> Callable[[Tensor], None]:
         return lambda g: self.book(name, -self.dot(g, x.value))
@@ -149,12 +154,12 @@ class Journal:
         Each reader is given an `alias` of its own. A reader that was not is no rounding, and nothing is booked.
         """
         held = Kept(x)
-        version, parts = getattr(x, _READERS, (None, []))
+        version, parts = getattr(x, READERS, (None, []))
         if version != x._version:  # a tensor written to has new readers
             parts: list[tuple[Tensor, Tensor]] = []
-            setattr(x, _READERS, (x._version, parts))
-            x.register_hook(lambda g: self._settle(name, parts, self.dot(g, held.value)))
-        alias.register_hook(lambda g: parts.append((self.dot(g, held.value), self.dot(g.abs(), held.value.abs()))))
+            setattr(x, READERS, (x._version, parts))
+            _passed(x, lambda g: self._settle(name, parts, self.dot(g, held.value)))
+        _passed(alias, lambda g: parts.append((self.dot(g, held.value), self.dot(g.abs(), held.value.abs()))))
 
     def _settle(self, name: str, parts: list[tuple[Tensor, Tensor]], total: Tensor) -> None:
         lost, size = sum(part for part, _ in parts) - total, sum(size for _, size in parts)

@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..composite import Composite
 from ..errors import UnruledOp
+from ..numerics import LOW
 from ..ops import Call, Journal, Op, activation, add, linear, lookup, matmul, move, mul, norm, softmax
-from ..ops.call import dependent, plain, scaled
+from ..ops.call import cast, dependent, offered, plain, scaled
 from ..ops.journal import ACTIVATION, CONSTANT, POSITIONS, Rows, preserve
 from .activation import activation_offset
 from .opening import first, opened
@@ -159,10 +160,20 @@ class Interception(TorchFunctionMode):
         if moved_in or rounds or (name in _CASTS and self.precision == torch.float64):
             call = self._call(op.kind, func, args)
             output = self._rounded(call, plain, args, kwargs, CONSTANT if moved_in else ROUNDING)
+        elif name in _CASTS and args[0].dtype in LOW and dependent(args[0]):
+            output = self._cast(func, args, kwargs)
         else:
             output = func(*args, **kwargs)
         _mark(args, output)
         return output
+
+    def _cast(self, func: Any, args: Any, kwargs: Any) -> Tensor:
+        """A tensor of a low dtype, cast or moved: on the way back, what comes in more precision keeps it."""
+        with torch.no_grad():
+            y = func(*args, **kwargs)
+        if y is args[0] or y._is_view():
+            return func(*args, **kwargs)
+        return cast(args[0], lambda x: y)
 
     def _call(self, kind: str, func: Any, args: Any) -> Call:
         path, module = self._stack[-1]
@@ -240,6 +251,7 @@ class Interception(TorchFunctionMode):
         for place, leaf in enumerate(leaves):
             if dependent(leaf):
                 leaves[place] = leaf.view_as(leaf)
+                _mark((leaf,), leaves[place])
                 aliases.append(leaves[place])
                 if leaf.dtype != self.precision:
                     self.journal.shared(ROUNDING, leaf, leaves[place])
@@ -328,7 +340,7 @@ class Interception(TorchFunctionMode):
             self.steps[known] = leaf - start
             leaf = start + self.way.at * self.steps[known]
         self.leaves[known] = leaf.requires_grad_()
-        return leaf.clone()  # the model may update its embeddings in place; a leaf may not be
+        return offered(leaf)
 
     def _by_table(self, input: Tensor, weight: Tensor) -> str | None:
         """The ids that a model copied before it looked them up, known by their number and the model's own table."""
@@ -352,6 +364,20 @@ class Interception(TorchFunctionMode):
 
     def leave_module(self) -> None:
         self._stack.pop()
+
+    def place(self) -> tuple[list[tuple[str, nn.Module]], dict[tuple[str, str], int]]:
+        """Where in the model the run is: the modules that it is in, and which calls have been counted for taps."""
+        return list(self._stack), dict(self._counts)
+
+    @contextmanager
+    def resumed(self, place: tuple[list[tuple[str, nn.Module]], dict[tuple[str, str], int]]) -> Iterator[None]:
+        """A `with` block in which the run is at that place again, to make calls anew that it has made."""
+        before = self._stack, self._counts
+        self._stack, self._counts = list(place[0]), dict(place[1])
+        try:
+            yield
+        finally:
+            self._stack, self._counts = before
 
     def leave_output(self, path: str, output: Any) -> None:
         """Tap what a module returns, where that is wanted."""
