@@ -24,6 +24,8 @@ OWN_POSITIONS = ("camembert", "data2vec-text", "esm", "ibert", "longformer", "mp
                  "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
 # of these, positions start behind the padding's own, so that fewer tokens fit than there are positions
 OFFSET_POSITIONS = tuple(name for name in OWN_POSITIONS if name != "opt")
+# modules that run another one as it is, and where they keep it
+WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module"}
 # transformers' tables of classes by task, and what its pipelines call the task; the first that lists a class counts
 TASKS = {
     "SEQUENCE_CLASSIFICATION": "text-classification",
@@ -64,6 +66,13 @@ def facts(model: nn.Module) -> Facts:
         return _timm(model)
     patch, _ = _patches(model)
     return Facts(type(model).__name__, patch=patch, prefix_tokens=prefix_tokens(model))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside of wrappers that run it as it is, in a process or on a device of their own."""
+    while inner := next((WRAPPERS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in WRAPPERS), None):
+        model = getattr(model, inner)
+    return model
 
 
 def prefix_tokens(model: nn.Module) -> int:
@@ -187,7 +196,7 @@ def _timm(model: nn.Module) -> Facts:
 
 def _patches(model: nn.Module) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
     """The patch of a timm model, and the size of input it is bound to."""
-    embedding = getattr(model, "patch_embed", None)
+    embedding = getattr(model, "patch_embed", None) or getattr(model, "embeds", None)
     patch = _pair(getattr(embedding, "patch_size", None))
     size = _pair(getattr(embedding, "img_size", None)) if getattr(embedding, "strict_img_size", True) else None
     return patch, size

@@ -88,13 +88,26 @@ def load(
         raise ValueError("device, dtype and revision are for models that load makes; use model.to(...) on your own")
     if isinstance(what, Subject):
         return what
-    if not isinstance(what, nn.Module) and isinstance(getattr(what, "model", None), nn.Module):  # a pipeline
+    if not isinstance(what, nn.Module) and isinstance(getattr(what, "task", None), str) and isinstance(
+            getattr(what, "model", None), nn.Module):  # a pipeline
         processor = processor or _first(what, "tokenizer", "image_processor", "feature_extractor")
         what, task = what.model, task or what.task
     if not isinstance(what, nn.Module):
-        kinds = "a name, a folder, a pipeline, (model, processor) or an nn.Module"
-        raise TypeError(f"a model is {kinds}, not {type(what).__name__}")
+        raise TypeError(f"a model is a name, a folder, a pipeline, (model, processor) or an nn.Module, not "
+                        f"{type(what).__name__}{_inside(what)}")
     return Subject.from_module(what, processor, task=task, labels=labels)
+
+
+def _inside(what: object) -> str:
+    """What to give instead of something that is no module but may have one."""
+    held = vars(what) if hasattr(what, "__dict__") else {}
+    name = next((name for name, value in held.items() if isinstance(value, nn.Module)), None)
+    if name is not None:
+        return (f"; it has one, .{name} ({type(held[name]).__name__}): give that, and as the target a function of its "
+                "output for what the wrapper makes of it")
+    if callable(what):
+        return "; what is explained are the operations of a module, so give the one that this function calls"
+    return ""
 
 
 def _named(what: str | Path, options: _Options) -> Subject:
