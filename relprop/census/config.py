@@ -49,7 +49,7 @@ RULES: tuple[tuple[str, Any], ...] = (
     (r"groups_width|num_conv_pos_embedding_groups", 2),
     (r"num_conv_pos_embeddings", 4),
     # pictures: as many patches as their side holds
-    (r"num_position_embeddings|num_patches|num_image_tokens|max_num_patches", (SIDE // PATCH) ** 2),
+    (r"num_position_embeddings|num_patches|num_image_tokens|max_num_patches|latent_query_num", (SIDE // PATCH) ** 2),
     (r"mm_tokens_per_image|vision_soft_tokens_per_image", 4),
 )
 WIDTHS = re.compile(r"(hidden_sizes|embed_dims?|channels|dims?|neck_hidden_sizes|out_channels|in_channels|tdnn_dim|"
@@ -86,6 +86,8 @@ def settings(config_class: type, needs: Mapping[str, Mapping[str, Any]] = {}, de
                 found[name].update(given.pop(name))
         elif name not in given and (small := _small(name, standard, tokens)) is not None:
             found[name] = small
+    if "mrope_section" in getattr(config_class, "ignore_keys_at_rope_validation", ()):
+        given.setdefault("rope_parameters", _turned(vars(default), found))
     rest = {name: standard for name, standard in named.items() if name not in given}
     found.update(_related(rest, vars(default)))
     staged = any(DEPTHS.fullmatch(name) and isinstance(one, (list, tuple)) for name, one in named.items())
@@ -120,6 +122,8 @@ def _small(name: str, standard: Any, tokens: dict[str, int]) -> Any:
         if rule is None and name.endswith(("_id", "_index")):
             return _token(name, tokens) if standard >= WORDS else None
         return None if rule is None else min(rule, standard) if standard > 0 else None
+    if name == "image_grid_pinpoints":
+        return [[SIDE, 2 * SIDE], [2 * SIDE, SIDE]]
     if isinstance(standard, (list, tuple)) and standard and all(isinstance(one, int) for one in standard):
         kind = type(standard)
         if name.endswith("_token_id"):
@@ -165,6 +169,14 @@ def _related(named: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, 
         elif expand and re.fullmatch(r"mamba_(d_head|headdim|head_dim)", name):
             found[name] = int(expand * WIDTH) // HEADS
     return found
+
+
+def _turned(default: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """How positions in time, height and width share what of a head they rotate."""
+    rope = dict(default.get("rope_parameters") or {"rope_type": "default", "rope_theta": 10000.0})
+    width = found.get("qk_rope_head_dim") or found.get("head_dim") or WIDTH // HEADS
+    half = int(width * rope.get("partial_rotary_factor", 1)) // 2
+    return rope | {"mrope_section": [half - 2 * (half // 3), half // 3, half // 3]}
 
 
 def _layers(named: Mapping[str, Any]) -> dict[str, Any]:

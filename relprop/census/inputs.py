@@ -75,8 +75,10 @@ def _placed(model: nn.Module, accepted: set[str], words: Named, media: Named) ->
         count = _features(model, kind, media) if token is not None and "input_ids" in words else None
         if count:
             held[token] = kind, torch.full((ROWS, count), token)
-    if not held:
+    if "input_ids" not in words:
         return {**words, **media}
+    if not held:
+        return {**words, **media, **_seen(accepted, words["input_ids"], media)}
     ids = words["input_ids"]
     ids = torch.cat([ids[:, :BEFORE], *(place for _, place in held.values()), ids[:, BEFORE:]], 1)
     kinds = sum((ids == token) * KINDS[kind] for token, (kind, _) in held.items())
@@ -84,7 +86,17 @@ def _placed(model: nn.Module, accepted: set[str], words: Named, media: Named) ->
     if "attention_mask" in words:
         mask = words["attention_mask"]
         beside["attention_mask"] = torch.cat([mask.new_ones(ROWS, ids.shape[1] - mask.shape[1]), mask], 1)
-    return {**words, "input_ids": ids, **media, **{name: one for name, one in beside.items() if name in accepted}}
+    return {**words, "input_ids": ids, **media, **_seen(accepted, ids, media), **{name: one for name, one in beside.items() if name in accepted}}
+
+
+def _seen(accepted: set[str], ids: Tensor, media: Named) -> Named:
+    """Which words look at which pictures, where a model asks for it: all at all."""
+    pictures = media.get("pixel_values")
+    if pictures is None:
+        return {}
+    several = pictures.shape[1:-3]
+    made = {"image_attention_mask": (*ids.shape, *several[:1]), "cross_attention_mask": (*ids.shape, *several)}
+    return {name: torch.ones(shape, dtype=torch.long) for name, shape in made.items() if name in accepted}
 
 
 def _answer(accepted: set[str], generator: Generator) -> Named:
@@ -95,9 +107,12 @@ def _answer(accepted: set[str], generator: Generator) -> Named:
 
 
 def _extractor(model: nn.Module, kind: str) -> Any:
-    """The model's own function that makes features of pictures, videos or sounds, by whatever part has it."""
-    name = f"get_{kind}_features"
-    return next((getattr(part, name) for part in model.modules() if hasattr(part, name)), None)
+    """The model's own function that makes features of pictures, videos or sounds, by the first part that has it and
+    says what it takes.
+    """
+    several = [getattr(part, name) for part in model.modules() if hasattr(part, name := f"get_{kind}_features")]
+    return next((one for one in several if any(taken.kind is taken.POSITIONAL_OR_KEYWORD for taken in
+                                               inspect.signature(one).parameters.values())), None)
 
 
 def _features(model: nn.Module, kind: str, media: Named) -> int | None:

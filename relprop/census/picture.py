@@ -50,21 +50,22 @@ class Painter:
 
     def gridded(self) -> Iterator[Named]:
         """Patches with their grid: of all pictures in a row, or of each picture by itself."""
-        grid, P, C = self.grid(), self.patch, self.channels
+        grid, P, C, rows = self.grid(), self.patch, self.channels, self.rows
         merge = self.about.number("spatial_merge_size", default=1)
         if "image_merge_sizes" in self.accepted:
-            grid["image_merge_sizes"] = torch.full((self.rows,), merge)
+            grid["image_merge_sizes"] = torch.full((rows,), merge)
         each, size = GRID * GRID, C * P * P
-        many = self.rows * each
-        mask = {}
+        many = rows * each
         if "pixel_attention_mask" in self.accepted:
-            mask = {"pixel_attention_mask": torch.ones(self.rows, each, dtype=torch.long)}
-        by_picture = [(self.rows, each, size)] if "spatial_shapes" in grid else []
-        strips = [(1, C, P, P * many), (1, C, P, many * P)] if "target_sizes" in grid else []
-        flat = [(many, size * self.depth), (many, C, P, P), (many, size), (many, self.depth, C, P, P),
-                (1, many, C, P, P), (self.rows, C, GRID * P, GRID * P)]
-        for shape in (*by_picture, *strips, *flat):
-            yield {"pixel_values": self.noise(*shape), **mask, **grid}
+            grid["pixel_attention_mask"] = torch.ones(rows, each, dtype=torch.long)
+        shapes = [(many, size * self.depth), (many, C, P, P), (many, size), (many, self.depth, C, P, P),
+                  (1, many, C, P, P), (many // merge ** 2, merge * P, merge * P, C), (rows, C, GRID * P, GRID * P)]
+        if "spatial_shapes" in grid:
+            shapes.insert(0, (rows, each, size))
+        if "target_sizes" in grid:
+            shapes[:0] = (1, C, P, P * many), (1, C, P, many * P)
+        for shape in shapes:
+            yield {"pixel_values": self.noise(*shape), **grid}
 
     def flattened(self) -> Iterator[Named]:
         """Patches with the row and the column of each in front."""
@@ -76,28 +77,38 @@ class Painter:
         yield found
 
     def plain(self) -> Iterator[Named]:
-        """Whole pictures: one a row, several a row, tiles, frames of a video."""
-        rows, C = self.rows, self.channels
+        """Whole pictures: one a row, several a row, tiles, frames of a video; or patches whose places are told."""
+        rows, C, P = self.rows, self.channels, self.patch
+        if "image_position_ids" in self.accepted:
+            places = torch.cartesian_prod(torch.arange(GRID), torch.arange(GRID)).expand(rows, -1, -1)
+            yield {"pixel_values": self.noise(rows, GRID ** 2, C * P * P), "image_position_ids": places.clone()}
         tiles = self.about.number("max_num_tiles", default=3)
         frames = self.about.number("num_frames", "frames_per_clip", default=FRAMES)
         for side in dict.fromkeys((self.side, 2 * config.SIDE, 4 * config.SIDE)):
             for shape in ((rows,), (rows, 1), (rows, frames), (rows, tiles), (rows, 1, tiles)):
-                found = {"pixel_values": self.noise(*shape, C, side, side)}
-                found |= self.beside(shape, side)
-                yield found
+                for beside in self.beside(shape, side):
+                    yield {"pixel_values": self.noise(*shape, C, side, side), **beside}
+        yield {"pixel_values": self.noise(rows, GRID ** 2, C * P * P)}
 
-    def beside(self, shape: tuple[int, ...], side: int) -> Named:
-        """What goes with whole pictures: which pixels count, how large they were, what tiles they were cut into."""
+    def beside(self, shape: tuple[int, ...], side: int) -> Iterator[Named]:
+        """What goes with whole pictures: how large they were, what tiles they were cut into, which pixels or tiles
+        count. What may be left out is left out last.
+        """
         rows, last = self.rows, shape[-1]
         made = {
-            "image_sizes": torch.full((rows, 2), side),
-            "pixel_attention_mask": torch.ones(*shape, side, side, dtype=torch.long),
-            "pixel_mask": torch.ones(*shape, side, side, dtype=torch.long),
             "aspect_ratio_ids": torch.ones(rows, 1, dtype=torch.long),
             "aspect_ratio_mask": torch.ones(rows, 1, last, dtype=torch.long),
             "high_res_pixel_values": self.noise(*shape, self.channels, self.fine(), self.fine()),
+            "qformer_input_ids": torch.randint(5, 60, (rows, FRAMES), generator=self.generator),
         }
-        return {name: value for name, value in made.items() if name in self.accepted}
+        needed = {name: value for name, value in made.items() if name in self.accepted}
+        sizes = {"image_sizes": torch.full((rows, 2), side)}
+        masks = {"pixel_attention_mask": torch.ones(*shape, side, side, dtype=torch.long)}
+        of_tiles = {"pixel_attention_mask": torch.ones(shape, dtype=torch.bool)}
+        for optional in (sizes, masks, of_tiles):
+            if set(optional) <= self.accepted:
+                yield needed | optional
+        yield needed
 
     def fine(self) -> int:
         """The side of a picture that is read a second time in more detail."""

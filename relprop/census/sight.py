@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .config import HEADS, SIDE, WIDTH, WORDS
+from .config import PATCH, SIDE, WIDTH, WORDS
 
 _EFFICIENT = {"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320,
               "in_channels": [32, 16, 24, 40, 80, 112, 192], "out_channels": [16, 24, 40, 80, 112, 192, 320]}
@@ -34,4 +34,29 @@ SIGHT: dict[str, dict[str, Any]] = {
     "blip_2_qformer": {"use_qformer_text_input": True},
     "shieldgemma2": {"yes_token_index": WORDS - 30, "no_token_index": WORDS - 31},
     "timm_wrapper": {"architecture": "test_vit", "model_args": {"img_size": 2 * SIDE}},
+    # patches as wide as their pixels
+    "kosmos_2_5_vision_model": {"patch_embed_hidden_size": 3 * PATCH ** 2},
+    "pix2struct_vision_model": {"patch_embed_hidden_size": 3 * PATCH ** 2},
+    "llama4_vision_model": {"intermediate_size": 4 * WIDTH},
+    # which layers are looked at
+    "aria": {"projector_patch_to_query_dict": {(SIDE // PATCH) ** 2: 4}},
+    "florence_vision": {"patch_size": [7, 3, 3, 3], "window_size": 4, "depths": [1, 1, 1, 1],
+                        "embed_dim": [8, 16, 32, 32], "num_heads": [1, 2, 4, 4], "num_groups": [1, 2, 4, 4]},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "1/2", "spatial_target_layers": [1] * 4},
+    "mllama_vision_model": {"intermediate_layers_indices": [0, 1], "vision_output_dim": 3 * WIDTH,
+                            "num_global_layers": 1, "max_num_tiles": 2},
+    "mllama_text_model": {"cross_attention_layers": [1]},
+    "molmo2_adapter": {"vision_feature_layer": [-1, -2]},
+    "vipllava": {"vision_feature_layer": [-1, -2]},
+    # what is none by default
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"], "num_experts_per_tok": 2, "n_group": 1,
+                           "topk_group": 1},
+    "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48},
+    "ernie4_5_vl_moe_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
+                                                 "mrope_section": [1, 1, 2]}},
+    "hunyuan_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
+                                            "mrope_section": [1, 1, 1, 1]}},
+    "qwen2_5_omni_thinker": {"vision_start_token_id": WORDS - 32},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": WORDS - 32},
+    "step3p7_text": {"sliding_window": 8},
 }

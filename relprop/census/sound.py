@@ -52,7 +52,9 @@ class Recorder:
         yield math.prod(strides) * 4 * FRAMES
 
     def masks(self, frames: int) -> Named:
+        """Which frames count: all."""
         whole = torch.ones(self.rows, frames, dtype=torch.long)
         made = {"input_features_mask": whole.bool(), "feature_attention_mask": whole,
-                "padding_mask": whole.bool(), "input_values_mask": whole.bool()}
+                "padding_mask": whole.bool(), "input_values_mask": whole.bool(),
+                "chunk_sample_lengths": torch.full((self.rows,), frames * self.about.number("hop_length", default=1))}
         return {name: value for name, value in made.items() if name in self.accepted}
