@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import partial
 from inspect import signature
+from itertools import accumulate
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
@@ -20,17 +21,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import attention, baselines, composite, latents, rows, view
+from . import attention, baselines, composite, fit, latents, rows, view
 from .address import Address, Spans
 from .check import ablation
 from .composite import Composite
 from .decompose import importance
 from .errors import RelpropError, Undefined
+from .folding import folded
 from .load import load
 from .lrp import by_composite
+from .posed import apart, posed
 from .positions import NONE
 from .positions import check as check_positions
-from .result import Circuit, Curve, Faithfulness, Ledger, Relevance, archive, read
+from .result import Circuit, Curve, Faithfulness, Ledger, Picture, Relevance, archive, read
 from .still import settled
 from .subject import Subject
 from .target import Targets
@@ -70,8 +73,8 @@ class Explanation(Relevance):
         Raises: ValueError for a result opened from a file, and for a map that has nothing to rank.
         """
         live = self._alive("checked")
-        live.curve = ablation(live.subject, live.batch, live.targets, self.map, steps=steps, randoms=randoms, seed=seed,
-                              batch_size=batch_size, baseline=baseline, by=by, show_progress=show_progress)
+        live.curve = ablation(live.subject, live.batch, live.targets, self.ranked, steps=steps, randoms=randoms,
+                              seed=seed, batch_size=batch_size, baseline=baseline, by=by, show_progress=show_progress)
         return live.curve
 
     def at(self, address: str, *, spans: Spans | None = None) -> Tensor | dict[str, Tensor]:
@@ -194,7 +197,7 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
             method: str | Composite | None = None, spread_bias: bool = False, ledger: bool = True, layers: bool = False,
             at: str | Sequence[str] = (), spans: Spans | None = None, positions: str | None = None,
             unruled: str = "error", options: dict[str, Any] | None = None, batch_size: int | None = None,
-            show_progress: bool = False) -> Explanation:
+            checkpoint: bool = False, show_progress: bool = False) -> Explanation:
     """A map of what made the model say what it said, with the books that show where every unit went.
 
     Args:
@@ -213,7 +216,8 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
             `relprop.positions`.
         unruled: "error", or "gradient" to let an op without a rule pass with its plain gradient, booked by name.
         options: of a method that is no composite, by name, such as {"n_steps": 64} or {"head_fusion": "max"}.
-        batch_size: rows explained at once; None: all.
+        batch_size: rows explained at once; None: all. checkpoint: of composites, run each layer again on the way back:
+            the same map and books in the memory of one layer, for up to 1.5 times the time.
     Returns: an `Explanation`; its map is (B, T) for text, (B, Y, X) for images.
     Raises: ValueError or TypeError for inputs, targets, methods or addresses that cannot be; UnruledOp, LedgerError and
         IndependentOutput as of `relprop.relevance.propagate`.
@@ -226,10 +230,11 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
         inputs = subject.prepare(inputs)
         method = composite.default(_modality(subject, inputs))
     run = _method(method, spread_bias=spread_bias, ledger=ledger, layers=layers, at=latents.wholes(wanted),
-                  positions=positions, unruled=unruled, options=options or {}, show_progress=show_progress)
+                  positions=positions, unruled=unruled, checkpoint=checkpoint, options=options or {},
+                  show_progress=show_progress)
     subject = _subject(subject)
     batch = subject.prepare(inputs)
-    targets = subject.targets(target, batch.rows)
+    batch, targets = posed(subject, batch, subject.targets(target, batch.rows))
     size = batch.rows if batch_size is None else batch_size
     starts = range(0, batch.rows, size)
     if show_progress and len(starts) > 1:
@@ -240,10 +245,10 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
     for start in starts:
         which = torch.arange(start, min(start + size, batch.rows))
         part = batch if size >= batch.rows else batch.take(which)
-        parts.append(_checked(run, subject, part, targets.take(which.tolist())))
-    again = partial(_method, method, ledger=False, positions=positions, unruled=unruled, options=options or {})
-    joined = _joined(parts, _Live(subject, batch, targets, again))
-    return replace(joined, latents=latents.picked(joined.latents, wanted, batch, spans)) if wanted else joined
+        parts.append(_run(run, subject, part, targets.take(which.tolist()), wanted, spans))
+    again = partial(_method, method, ledger=False, positions=positions, unruled=unruled, checkpoint=checkpoint,
+                    options=options or {})
+    return _joined(parts, _Live(subject, batch, targets, again))
 
 
 def compare(subject: str | Subject | nn.Module | tuple, inputs: object, target: object = None, *,
@@ -272,8 +277,9 @@ def compare(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
         _method(method, options=given.get(_name(method)))
     subject = _subject(subject)
     batch = subject.prepare(inputs)
+    batch, targets = posed(subject, batch, subject.targets(target, batch.rows))
     with torch.no_grad(), settled(subject.model):
-        targets = subject.targets(target, batch.rows).fixed(subject.forward(batch), batch)
+        targets = targets.fixed(subject.forward(batch), batch)
     results = []
     for method in methods:
         found = explain(subject, batch, list(targets.targets), method=method, options=given.get(_name(method)),
@@ -314,6 +320,18 @@ def open(path: str | PathLike) -> Explanation | list[Explanation] | Circuit | Fa
     return found[0] if len(found) == 1 else found
 
 
+def _run(run: Method, subject: Subject, batch: Batch, targets: Targets, wanted: Sequence[Address],
+         spans: Spans | None) -> Relevance:
+    """What `run` finds, its latents at the positions of the addresses; of rows that run as several sequences, put
+    together.
+    """
+    flat, own = apart(subject, batch, targets)
+    found = _checked(run, subject, flat, own)
+    if wanted:
+        found = replace(found, latents=latents.picked(found.latents, wanted, flat, spans))
+    return found if batch.layout is None else folded(found, batch, targets)
+
+
 def _checked(run: Method, subject: Subject, batch: Batch, targets: Targets) -> Relevance:
     """What `run` finds. Where weights are not finite, whatever came of it, the error says so."""
     try:
@@ -321,6 +339,12 @@ def _checked(run: Method, subject: Subject, batch: Batch, targets: Targets) -> R
     except (RelpropError, ValueError):
         subject.check_weights()
         raise
+    except RuntimeError as cause:
+        where = fit.devices(subject.model) if "same device" in str(cause) else ""
+        if not where:
+            raise
+        raise ValueError(f"{subject.name} is in several places, {where}, and does not move what passes between them; "
+                         "put all of it on one device, or load it with device_map=") from cause
     met = isinstance(found, Explanation) or found.backwards > 1  # by gradients, and would have made the map NaN
     if not met or not found.value.isfinite().all():
         subject.check_weights()
@@ -365,7 +389,7 @@ def _method(method: str | Composite, *, options: dict[str, Any] | None = None, s
                              "with Composite.but")
         return partial(_by_composite, composite.get(method), **of_composite)
     able = latents.answers(METHODS[method])
-    names = ("spread_bias", "layers", "positions") + (() if able else ("at",))
+    names = ("spread_bias", "layers", "positions", "checkpoint") + (() if able else ("at",))
     asked = [name for name in names if of_composite.get(name)]
     if asked:
         others = _answering() if asked == ["at"] else _COMPOSITES
@@ -423,7 +447,7 @@ def _joined(parts: list[Relevance], live: _Live) -> Explanation:
                    target=[name for part in parts for name in part.target], units=live.batch.units, ledger=books,
                    inputs=_cat([part.inputs for part in parts]), latents=_cat([part.latents for part in parts]),
                    positions=_positions(parts), forwards=sum(part.forwards for part in parts),
-                   backwards=sum(part.backwards for part in parts), _live=live)
+                   backwards=sum(part.backwards for part in parts), pictures=_pictures(parts), _live=live)
 
 
 def _positions(parts: list[Relevance]) -> Tensor | None:
@@ -431,6 +455,12 @@ def _positions(parts: list[Relevance]) -> Tensor | None:
     if all(part.positions is None for part in parts):
         return None
     return torch.cat([torch.zeros_like(part.map) if part.positions is None else part.positions for part in parts])
+
+
+def _pictures(parts: list[Relevance]) -> tuple[Picture, ...]:
+    """The pictures of all parts, by their row in the whole."""
+    starts = accumulate([0, *(part.rows for part in parts)])
+    return tuple(replace(one, row=start + one.row) for start, part in zip(starts, parts) for one in part.pictures)
 
 
 def _cat(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -441,7 +471,8 @@ def _stacked_ledgers(books: list[Ledger]) -> Ledger:
     names = sorted({name for ledger in books for name in ledger.absorbed})
     absorbed = {name: torch.cat([b.absorbed.get(name, torch.zeros_like(b.value)) for b in books]) for name in names}
     layers = _cat([b.layers for b in books]) if books[0].layers else None
-    return Ledger(torch.cat([b.value for b in books]), torch.cat([b.input for b in books]), absorbed, layers)
+    parts = _cat([b.parts for b in books]) if all(b.parts for b in books) else None
+    return Ledger(torch.cat([b.value for b in books]), torch.cat([b.input for b in books]), absorbed, layers, parts)
 
 
 def _lifted(result: Relevance) -> Explanation:
@@ -452,8 +483,7 @@ def _lifted(result: Relevance) -> Explanation:
 
 def _latents(live: _Live, wanted: Address, spans: Spans | None) -> dict[str, Tensor]:
     """Relevance at addresses, by running the explanation once more."""
-    again = live.again(at=(str(wanted.whole),))(live.subject, live.batch, live.targets)
-    return latents.picked(again.latents, [wanted], live.batch, spans)
+    return _run(live.again(at=(str(wanted.whole),)), live.subject, live.batch, live.targets, [wanted], spans).latents
 
 
 METHODS.update({name: partial(_by_composite, composite.get(name)) for name in _COMPOSITES})

@@ -180,7 +180,7 @@ def checkpointed(mode: Interception, model: nn.Module) -> Iterator[None]:
 
 
 def _wrapped(mode: Interception, run: Callable[..., Any], *, spared: bool) -> Callable[..., Any]:
-    """`run` by `_recalled`; a layer that is `spared` is left alone once: where layers share a module, more runs come."""
+    """`run` by `_recalled`; a layer that is `spared` is left alone once: where layers share a module, more come."""
     def forward(*args: Any, **kwargs: Any) -> Any:
         nonlocal spared
         if spared and torch.is_grad_enabled():
