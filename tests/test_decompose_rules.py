@@ -204,6 +204,7 @@ OTHERS = {
     "max": lambda x: x.max(1).values, "amax": lambda x: x.amax(-1), "topk": lambda x: x.topk(2).values,
     "sort": lambda x: x.sort(1).values, "max_pool": lambda x: F.max_pool1d(x, 2),
     "maximum": lambda x: torch.maximum(x, x.flip(1)),
+    "cosine": lambda x: F.cosine_similarity(x, x.flip(1) - x.flip(2), dim=-1),
     "bias": lambda x: x + SQUARE[0]}
 """Ops that are not: all of x is all of the output, and nothing of x nothing."""
 
@@ -243,6 +244,35 @@ def test_one_part_of_a_view_that_was_written_into(x):
     rels = torch.randn(2, 2, 4, 4, dtype=F64)
     _, found = split(function, x, rels)
     close(found, torch.stack([function(rel) for rel in rels]))
+
+
+def substituted(A, B, unit):
+    """Forward substitution of a lower triangle, row by row."""
+    rows = []
+    for i in range(A.shape[-1]):
+        row = B[i] - A[i, :i] @ torch.stack(rows) if rows else B[i]
+        rows.append(row if unit else row / A[i, i])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("upper, left", [(False, True), (True, True), (False, False), (True, False)])
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("how", division.NAMES)
+def test_a_triangular_system_is_split_as_forward_substitution(how, unit, upper, left):
+    x = torch.randn(4, 7, dtype=F64) / 2 + 2 * torch.eye(4, 7, dtype=F64)
+    rels = torch.randn(3, 4, 7, dtype=F64)
+
+    def solved(x):
+        A, B = (x[:, :4].flip(0, 1), x[:, 4:].flip(0)) if upper != (not left) else (x[:, :4], x[:, 4:])
+        A, B = (A, B) if left else (A.mT, B.mT)
+        X = torch.linalg.solve_triangular(A, B, upper=upper, left=left, unitriangular=unit)
+        X = X if left else X.mT
+        return X.flip(0) if upper != (not left) else X
+
+    _, part = split(solved, x, rels, how)
+    _, expected = split(lambda x: substituted(x[:, :4], x[:, 4:], unit), x, rels, how)
+    assert expected.abs().min() > 0
+    close(part, expected)
 
 
 def test_every_op_of_the_table_can_be_split():

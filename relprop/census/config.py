@@ -27,9 +27,10 @@ RULES: tuple[tuple[str, Any], ...] = (
     (r"rotary_dim|rotary_ndims", WIDTH // HEADS // 2),
     (r"(\w+_)?(d_state|state_size)", 8),
     (r"q_lora_rank|kv_lora_rank|o_lora_rank|(\w+_)?lora_rank|time_step_rank", 8),
-    (r"(\w+_)?(hidden_size(_global)?|d_model|hidden_dim|n_embd|embed_dim|embedding_size|dim|d_latents|lru_width|projection_dim|"
-     r"word_embed_proj_dim|proj_dim|output_dim|emb_dim|embed_size|d_embed|pooler_output_size|attention_hidden_size|"
-     r"bottleneck_size|d_rel|codevector_dim|classifier_proj_size|out_hidden_size|embedding_dim|adapter_(input_size|in_dim|out_dim))", WIDTH),
+    (r"(\w+_)?(hidden_size(_global)?|d_model|hidden_dim|n_embd|embed_dim|embedding_size|dim|d_latents|lru_width|"
+     r"projection_dim|word_embed_proj_dim|proj_dim|output_dim|emb_dim|embed_size|d_embed|pooler_output_size|attention_hidden_size|"
+     r"bottleneck_size|d_rel|codevector_dim|classifier_proj_size|out_hidden_size|embedding_dim|"
+     r"adapter_(input_size|in_dim|out_dim))", WIDTH),
     (r"(\w+_)?(intermediate_size|ffn_dim|d_ff|d_inner|n_inner|ffn_hidden_size|mlp_dim|feed_forward_size|dim_ff|dff|"
      r"expert_ffn_hidden_size|mlp_hidden_size|pffn_hidden_size|moe_hidden_size)", 48),
     (r"(\w+_)?(num_experts|n_routed_experts|num_local_experts|moe_num_experts)", 4),
@@ -160,9 +161,9 @@ def _related(named: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, 
             found[name] = WIDTH // HEADS
         elif name == "vocab_size" and standard is None:
             found[name] = WORDS
-        elif name == "pad_token_id" and standard is None and "vocab_size" in default:
-            found[name] = PAD
-        elif name == "decoder_start_token_id" and standard is None and default.get("is_encoder_decoder"):
+        elif standard is None and name in default and (
+                name == "pad_token_id" and "vocab_size" in default
+                or name == "decoder_start_token_id" and default.get("is_encoder_decoder")):
             found[name] = PAD
         elif name == "qk_head_dim" and whole or (name == "head_dim" and standard == default.get("qk_head_dim")):
             found[name] = 2 * (WIDTH // HEADS)

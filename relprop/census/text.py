@@ -1,5 +1,4 @@
-"""Texts as models of transformers read them: two of unlike length, made of random words and of the marks that they need.
-"""
+"""Texts as models of transformers read them: two of unlike length, of random words and the marks that they need."""
 from __future__ import annotations
 
 import inspect

@@ -128,7 +128,7 @@ class Journal:
             return  # windows
         by_row = product.movedim(rows, 0)
         if along is not None:
-            by_row = by_row.movedim(along + product.dim(), 1).flatten(2)
+            by_row = by_row.movedim(along + product.dim(), 1).unsqueeze(-1).flatten(2)  # (B, T, all else)
         found = by_row.reshape(self.rows, -1, by_row.shape[-1]) if along is None else by_row
         found = found.sum(-1, dtype=torch.float64).to("cpu")  # (B, T)
         before = self.places.get(found.shape[1])
