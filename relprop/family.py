@@ -25,7 +25,7 @@ OWN_POSITIONS = ("camembert", "data2vec-text", "esm", "ibert", "longformer", "mp
 # of these, positions start behind the padding's own, so that fewer tokens fit than there are positions
 OFFSET_POSITIONS = tuple(name for name in OWN_POSITIONS if name != "opt")
 # modules that run another one as it is, and where they keep it
-WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module"}
+WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 # transformers' tables of classes by task, and what its pipelines call the task; the first that lists a class counts
 TASKS = {
     "SEQUENCE_CLASSIFICATION": "text-classification",
@@ -161,7 +161,8 @@ def _transformers(model: nn.Module) -> Facts:
     modality = MODALITIES.get(getattr(model, "main_input_name", None), "tensors")
     task = _task(model)
     classifies = task.endswith("classification")
-    labels = tuple(str(config.id2label[i]) for i in sorted(config.id2label)) if classifies else None
+    named = classifies and config.id2label  # configs of some families have none
+    labels = tuple(str(named[i]) for i in sorted(named)) if named else None
     channels, size, patch = getattr(config, "num_channels", 3), _pair(getattr(config, "image_size", None)), None
     if modality == "image":
         patch = _pair(getattr(config, "patch_size", None))

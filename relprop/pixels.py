@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
+class Reordered(ValueError):
+    """An image processor makes patches or tiles of a picture, and not pixels (C, Y, X)."""
+
+
 @dataclass(frozen=True)
 class Pixels:
     """A model's own preparation of pictures: x = (p - mean) / std with p in 0 to 1, after `transform` has resized.
@@ -33,7 +37,8 @@ class Pixels:
     def read(self, pictures: Sequence[object]) -> Tensor:
         """Pictures (paths, PIL images, arrays (Y, X), (Y, X, 3) or (Y, X, 4)) as normalised pixels (B, C, Y, X).
 
-        Raises: ValueError for a picture that cannot be read or whose channels are not clear; TypeError for no picture.
+        Raises: ValueError for a picture that cannot be read or whose channels are not clear, `Reordered` if they become
+            patches or tiles; TypeError for no picture.
         """
         if self.transform is None:
             raise ValueError("how this model prepares pictures is not known, as no image processor came with it; "
@@ -134,8 +139,8 @@ def from_processor(processor: object, channels: int, size: tuple[int, int] | Non
     def transform(image: Image) -> Tensor:
         pixels = processor(images=[image], return_tensors="pt")["pixel_values"]
         if pixels.dim() != 4 or len(pixels) != 1:
-            raise ValueError(f"the image processor makes {tuple(pixels.shape)} of one picture, expected (1, C, Y, X); "
-                             "prepare the pixels and give them as a tensor")
+            raise Reordered(f"the image processor makes {tuple(pixels.shape)} of one picture, expected (1, C, Y, X); "
+                            "prepare the pixels and give them as a tensor")
         return pixels[0]
 
     mean, std = (tuple(float(value) / unit for value in values) for values in (mean, std))

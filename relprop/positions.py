@@ -71,12 +71,16 @@ def shown(found: Propagation, batch: Batch, books: Ledger | None) -> tuple[Tenso
 def added(map: Tensor, positions: Tensor, books: Ledger) -> tuple[Tensor, Ledger]:
     """The map of tokens and their positions together, and its ledger, in which positions take nothing."""
     rest = {name: entry for name, entry in books.absorbed.items() if name != POSITIONS}
-    return map + positions, replace(books, input=books.input + books.absorbed[POSITIONS], absorbed=rest)
+    taken = books.absorbed[POSITIONS]
+    parts = books.parts and {name: part + taken if name == "text" else part for name, part in books.parts.items()}
+    return map + positions, replace(books, input=books.input + taken, absorbed=rest, parts=parts)
 
 
 def _mapped(found: Propagation, batch: Batch) -> Tensor | None:
     """What is known of the positions as a map, float64; None where it is not known which they are."""
     place, leaf = rows.leaf(batch)
+    if batch.pictures is not None and isinstance(batch.units, ImageUnits):
+        return None
     if leaf.dim() != 4:
         other = batch.kwargs.get("decoder_input_ids") if place == "input_ids" else None
         same = other is not None and other.shape[1] == leaf.shape[1]

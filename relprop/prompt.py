@@ -168,7 +168,7 @@ def _prompt(one: object, processor: object, name: str) -> Prompt:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"the text beside a picture is {text!r}; give at least one word as 'text'")
     many = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
-    return _signed(text, [_image(value) for value in many], processor)
+    return _signed(text, [image(value) for value in many], processor)
 
 
 def _conversation(one: object) -> bool:
@@ -188,7 +188,7 @@ def _of_messages(messages: Sequence[Mapping], processor: object) -> Prompt:
         for part in parts:
             if part.get("type") == "image":
                 value = next((part.pop(key) for key in ("image", "url", "path") if key in part), None)
-                images.append(_image(value))
+                images.append(image(value))
         said.append({"role": message["role"], "content": parts})
     texts = [part["text"] for message in said for part in message["content"] if part.get("type") == "text"]
     return Prompt(_templated(said, processor), images, texts)
@@ -213,7 +213,8 @@ def _signed(text: str, images: list[Tensor], processor: object) -> Prompt:
     return Prompt(sign * len(images) + text, images)
 
 
-def _image(value: object) -> Tensor:
+def image(value: object) -> Tensor:
+    """A picture as uint8 (Y, X, 3), of whatever `pixels.picture` reads. Raises: TypeError for a tensor."""
     import numpy as np
 
     if isinstance(value, Tensor):
@@ -258,6 +259,17 @@ def pictures(prompts: Sequence[Prompt], processor: object, tensors: Mapping[str,
     return Pictures(images, rows, found, packing(tensors, found, rows, len(prompts)),
                     lattices(found, images, patch=cut[0], layers=cut[1],
                              counts=positions(tensors.get("input_ids"), processor, found, rows)), make)
+
+
+def of_images(images: Sequence[Tensor], processor: object, cut: Cut) -> tuple[dict[str, Tensor], Pictures]:
+    """The model's tensors of pictures alone, uint8 (Y, X, 3), one a row, by an image processor, and where they come
+    from.
+    """
+    whole = lambda images: dict(processor(images=[_pil(image) for image in images], return_tensors="pt"))
+    floating = lambda images: {name: value for name, value in whole(images).items() if value.is_floating_point()}
+    tensors, found, rows = whole(images), probe(floating, images), list(range(len(images)))
+    return tensors, Pictures(list(images), rows, found, packing(tensors, found, rows, len(rows)),
+                             lattices(found, images, patch=cut[0], layers=cut[1], counts=[None] * len(rows)), floating)
 
 
 def seen(name: str, pixels: Tensor, images: Tensor, cut: Cut) -> Pictures:
@@ -319,5 +331,5 @@ def maker(prompts: Sequence[Prompt], processor: object) -> Maker:
     return made
 
 
-__all__ = ["KEYS", "Prompt", "is_prompt", "maker", "packing", "pictures", "positions", "process", "read", "specials",
+__all__ = ["KEYS", "Prompt", "image", "is_prompt", "maker", "of_images", "packing", "pictures", "positions", "process", "read", "specials",
            "units"]

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import chat, family, prompt
+from . import chat, family, fit, grid, prompt
 from .pictures import Pictures
-from .pixels import Pixels, from_processor
+from .pixels import Pixels, Reordered, from_processor
 from .target import Targets, Vocabulary
 from .tokens import Batch, ImageUnits, TensorUnits, TextUnits, encode, from_ids
 
-
+STRETCH = "interpolate_pos_encoding"  # models take pictures of other sizes with it
 LOSS = ("labels",)  # what processors add for training, which makes models compute what nobody asked for
 
 
@@ -49,9 +49,13 @@ class Subject:
         Args: processor: tokenizer, image processor or `Pixels`. name: what reports call it. task: what it does, in
             transformers' words ("text-classification", "text-generation" ...). labels: of its classes. Each of them is
             taken from the model's own config where it is not given.
-        Raises: ValueError if there is not a label for each class.
+            What a wrapper such as `nn.DataParallel` runs as it is, is explained by itself.
+        Raises: ValueError if there is not a label for each class, for a processor of another kind of input, and for a
+            module that hides its operations.
         """
+        model = fit.module(model)
         facts = family.facts(model)
+        fit.processor(facts, processor)
         both = _of_both(model, processor)
         pixels = _pixels(facts, processor)
         labels = facts.labels if labels is None else tuple(map(str, labels))
@@ -126,6 +130,7 @@ class Subject:
             A text over the model's longest is cut, with a warning that says by how much.
         Raises: ValueError or TypeError for inputs the model cannot take, with what it takes.
         """
+        fit.weights(self.model, self.name)
         device = torch.device(device or self.device)
         if self.dtype == torch.float16 and device.type == "cpu":
             raise ValueError(f"{self.name} is in float16, which is not precise enough on a CPU; "
@@ -171,6 +176,7 @@ class Subject:
         if limit is not None and kwargs["input_ids"].shape[1] > limit:
             _warn_cut(kwargs["attention_mask"].sum(1).tolist(), limit)
             kwargs, units = encode(self.tokenizer, texts, pad_id=self.pad_token_id, limit=limit)
+        fit.vocabulary(kwargs["input_ids"], family.vocabulary_size(self.model), self.tokenizer, self.name)
         accepted = family.arguments(self.model)
         return self.spoken({name: value for name, value in kwargs.items() if name in accepted or not accepted}, units)
 
@@ -194,15 +200,43 @@ class Subject:
                 raise ValueError("the batch is empty; give at least one picture")
             if any(isinstance(one, Tensor) for one in many):
                 raise TypeError("some rows are tensors of normalised pixels and some are pictures; give one kind")
-            pixels = self.pixels.check(self.pixels.read(many))
+            try:
+                pixels = self.pixels.read(many)
+            except Reordered:
+                return self._packed(many)
+            if self.pixels.size is not None and pixels.shape[1:] != (self.pixels.channels, *self.pixels.size):
+                takes = " x ".join(map(str, (self.pixels.channels, *self.pixels.size)))
+                made = " x ".join(map(str, pixels.shape[1:]))
+                raise ValueError(f"the image processor makes {made} of a picture, and {self.name} takes {takes}; "
+                                 "give the one that belongs to it")
+            pixels = self.pixels.check(pixels)
         name = family.pixel_argument(self.model)
         args, kwargs = ((), {name: pixels}) if name else ((pixels,), {})
-        return Batch(args, kwargs, len(pixels), self._image_units(pixels))
+        return Batch(args, kwargs, len(pixels), self._image_units(pixels, name))
 
-    def _image_units(self, pixels: Tensor) -> ImageUnits:
+    def _packed(self, many: Sequence) -> Batch:
+        """A batch of pictures that the processor cuts up, or puts into another order."""
+        images = [prompt.image(one) for one in many]
+        if len({image.shape for image in images}) > 1:
+            raise ValueError(f"{self.name} sees pictures cut into patches, and their maps are over the pictures as they "
+                             "are: give pictures of one size, or explain them one by one")
+        maker = getattr(self.processor, "image_processor", self.processor)
+        tensors, pictures = prompt.of_images(images, maker, family.cut(self.model))
+        accepted = family.arguments(self.model)
+        kwargs = {name: value for name, value in tensors.items() if name in accepted}
+        units = ImageUnits(tuple(images[0].shape[:2]), None, None, torch.stack(images))
+        return Batch((), kwargs, len(images), units, pictures=pictures)
+
+    def _image_units(self, pixels: Tensor, name: str | None, given: Mapping[str, object] | None = None) -> ImageUnits:
+        """What pictures are cut into: as the model does it where that can be seen, else as it says."""
         Y, X = pixels.shape[2:]
-        grid = (Y // self.patch[0], X // self.patch[1]) if self.patch else None
-        return ImageUnits((Y, X), self.patch, grid, self.pixels.shown(pixels))
+        patch, count = self.patch, (Y // self.patch[0], X // self.patch[1]) if self.patch else None
+        if self.device.type != "meta":
+            one = pixels[:1].to(self.device, self.dtype)
+            rest = {key: value for key, value in (given or {}).items() if not isinstance(value, Tensor)}
+            seen = grid.cut(self.model, () if name else (one,), {**rest, name: one} if name else {}, (Y, X))
+            patch, count = seen or (patch, count)
+        return ImageUnits((Y, X), patch, count, self.pixels.shown(pixels))
 
     def _both(self, inputs: object) -> Batch:
         """A batch of texts with pictures, by the processor of both."""
@@ -240,7 +274,7 @@ class Subject:
         kwargs = {name: value for name, value in inputs.items()
                   if (name in accepted or name not in extra) and name not in LOSS}
         for name, value in kwargs.items():
-            if not isinstance(value, Tensor):
+            if not isinstance(value, (Tensor, bool)):  # a switch, such as interpolate_pos_encoding
                 kind = type(value).__name__
                 raise TypeError(f"{name} is a {kind}, expected a tensor; tokenizers need return_tensors='pt'")
         if "inputs_embeds" in kwargs:
@@ -252,17 +286,20 @@ class Subject:
             raise ValueError(f"{self.name} {given}; it takes {', '.join(accepted)}")
         if "input_ids" in kwargs:
             return self._ids(kwargs)
-        first = next(iter(kwargs.values()))
+        first = next((value for value in kwargs.values() if isinstance(value, Tensor)), torch.empty(0))
         name = family.pixel_argument(self.model)
-        if self.modality == "image" and name in kwargs:
-            pixels = self.pixels.check(kwargs[name])
-            return Batch((), {**kwargs, name: pixels}, len(pixels), self._image_units(pixels))
+        if self.modality == "image" and name in kwargs and kwargs[name].dim() in (3, 4) and "spatial_shapes" not in kwargs:
+            bound = self.pixels if not kwargs.get(STRETCH) else replace(self.pixels, size=None)
+            pixels = bound.check(kwargs[name])
+            return Batch((), {**kwargs, name: pixels}, len(pixels), self._image_units(pixels, name, kwargs))
         return Batch((), kwargs, len(first), TensorUnits(tuple(first.shape)))
 
     def _ids(self, kwargs: dict[str, Tensor]) -> Batch:
         ids = kwargs["input_ids"]
         if ids.dtype not in (torch.int64, torch.int32) or ids.dim() != 2:
-            raise TypeError(f"token ids of dtype {ids.dtype} and shape {tuple(ids.shape)}, expected integers (B, T)")
+            hint = "; embeddings are reached from their ids, so give these" if ids.is_floating_point() else ""
+            raise TypeError(f"token ids of dtype {ids.dtype} and shape {tuple(ids.shape)}, expected integers (B, T)"
+                            f"{hint}")
         if not ids.numel():
             raise ValueError(f"token ids of shape {tuple(ids.shape)}: the batch is empty; give at least one token")
         mask = kwargs.get("attention_mask")
@@ -309,8 +346,10 @@ class Subject:
         for name, value in named:
             if not isinstance(value, Tensor):
                 continue
+            where = "the input" if isinstance(name, int) else name
+            if value.is_meta:
+                raise ValueError(f"{where} is on the meta device, where tensors have no values; give real ones")
             if value.is_floating_point() and not value.isfinite().all():
-                where = "the input" if isinstance(name, int) else name
                 raise ValueError(f"{where} has {int((~value.isfinite()).sum())} NaN or infinite values; replace them")
             packed = batch.pictures is not None and name in batch.pictures.packing
             if value.dim() and len(value) != batch.rows and batch.kwargs and not packed:

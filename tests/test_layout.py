@@ -13,12 +13,14 @@ PACKAGE = ROOT / "relprop"
 
 # A room (a file or a folder of the package) may import from the lines above its own, and from within itself.
 LEVELS = [
-    ["errors", "numerics", "origin", "shard", "still"],
+    ["errors", "kernel", "numerics", "origin", "shard"],
+    ["still"],
     ["address", "pictures"],
     ["tokens"],
     ["target", "result", "rows", "neutral", "pixels"],
-    ["units", "family", "folding", "chat"],
+    ["units", "family", "folding", "chat", "grid"],
     ["prompt"],
+    ["fit"],
     ["ops"],
     ["composite", "division"],
     ["trace"],
