@@ -6,10 +6,13 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from .kernel import replaced
+
 
 @contextmanager
 def settled(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode with frozen parameters; every mode and every `requires_grad` comes back.
+    """The model in evaluation mode with frozen parameters, and without kernels that no rule can follow (see `kernel`);
+    every mode, every `requires_grad` and every kernel comes back.
 
     One by one, since a model may be in train mode in parts, and also after an exception.
 
@@ -25,7 +28,8 @@ def settled(model: nn.Module) -> Iterator[None]:
     try:
         _switch((module, False) for module, _ in modes)
         _require((parameter, False) for parameter, _ in wanted)
-        yield
+        with replaced(model):
+            yield
     finally:
         _switch(modes)
         _require(wanted)
