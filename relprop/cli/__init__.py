@@ -30,6 +30,7 @@ from .option import (
     Methods,
     Model,
     Output,
+    Pair,
     Positions,
     Randoms,
     Seed,
@@ -109,11 +110,11 @@ def verbs(
 def explain(
     input: Input, model: Model = None, target: Targets = None, method: Method = None, output: Output = None,
     as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None,
-    positions: Positions = None,
+    positions: Positions = None, pair: Pair = None,
 ) -> None:  # fmt: skip
     """Map an output onto words or pixels, with its ledger."""
     _saved_later(output)
-    result = _explained(input, model, target, method, device, dtype, batch_size, positions)
+    result = _explained(input, model, target, method, device, dtype, batch_size, positions, pair)
     if positions is not None and result.positions is None:
         warnings.warn(f"there is no map of positions: {result.provenance['positions']}", stacklevel=1)
     if output is not None:
@@ -125,11 +126,11 @@ def explain(
 def check(
     input: Input, model: Model = None, target: Targets = None, method: Method = None, output: Output = None,
     as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None,
-    steps: Steps = 10, randoms: Randoms = 20, seed: Seed = 0,
+    steps: Steps = 10, randoms: Randoms = 20, seed: Seed = 0, pair: Pair = None,
 ) -> None:  # fmt: skip
     """Ablate what a map calls relevant; better than chance?"""
     _saved_later(output)
-    result = _explained(input, model, target, method, device, dtype, batch_size)
+    result = _explained(input, model, target, method, device, dtype, batch_size, pair=pair)
     curve = result.check(
         steps=steps, randoms=randoms, seed=seed, batch_size=batch_size or 32, show_progress=watched()
     )  # fmt: skip
@@ -142,10 +143,11 @@ def check(
 def compare(
     input: Input, model: Model = None, target: Targets = None, method: Methods = None, output: Output = None,
     as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None,
+    pair: Pair = None,
 ) -> None:  # fmt: skip
     """Explain by several methods; rank them by ablation."""
     _saved_later(output)
-    subject, inputs = loaded(input, model, device, dtype)
+    subject, inputs = loaded(input, model, device, dtype, pair)
     inputs, targets = by_row(inputs, target, subject)
     from ..explain import compare as run
 
@@ -276,9 +278,10 @@ def _mediated(output: Path, seed: int) -> None:
 def _explained(
     input: str, model: str | None, target: list[str] | None, method: str | None,
     device: str | None, dtype: str | None, batch_size: int | None, positions: str | None = None,
+    pair: str | None = None,
 ) -> Explanation:  # fmt: skip
     """What `explain` and `check` have in common."""
-    subject, inputs = loaded(input, model, device, dtype)
+    subject, inputs = loaded(input, model, device, dtype, pair)
     inputs, targets = by_row(inputs, target, subject)
     from ..explain import explain as run  # after the input was read, since it waits for torch
 
@@ -311,13 +314,13 @@ def _report(result: Explanation) -> str:
 
 
 def _units(result: Explanation, row: int) -> list[tuple[Any, float]]:
-    """All words and special tokens, or the five strongest places."""
+    """All words, special tokens and what was said, or the five strongest places."""
     from ..tokens import TextUnits
 
     if not isinstance(result.units, TextUnits):
         return result.top(5, row)
     special = [(token, relevance) for token, relevance in result.specials(row) if relevance]  # padding has none
-    return [*result.words(row), *special]
+    return [*result.words(row), *special, *result.answered(row)]
 
 
 __all__ = ["BAD_INPUT", "app", "main", "read"]

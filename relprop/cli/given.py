@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 FILE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".txt"}  # no text ends in these
 
 
-def loaded(input: str, model: str | None, device: str | None, dtype: str | None) -> tuple[Subject, list[Any]]:
+def loaded(input: str, model: str | None, device: str | None, dtype: str | None, pair: str | None = None,
+           ) -> tuple[Subject, list[Any]]:
     """The subject and its inputs; the inputs are read first, since a slip there is found sooner."""
     inputs, kind = read(input)
+    if pair is not None:
+        inputs = _paired(inputs, kind, pair)
     subject = subject_of(BUNDLED[kind] if model is None else model, device, dtype)
     if subject.modality != kind:
         takes = f"{subject.modality}s" if subject.modality in BUNDLED else "neither images nor texts"
@@ -91,10 +94,25 @@ def by_row(inputs: list[Any], targets: list[str] | None, subject: Subject) -> tu
     return (inputs * len(named) if len(inputs) == 1 else inputs), named
 
 
-def target_of(text: str, subject: Subject) -> str | int:
-    """A label or token as it is; a number that is no label is a class index."""
-    is_label = text in (subject.labels or ())
-    return int(text) if text.lstrip("-").isdecimal() and not is_label else text
+def target_of(text: str, subject: Subject) -> Any:
+    """A label or token as it is; a number that is no label is a class index; KIND:WHAT and A - B as of `spoken`."""
+    if text in (subject.labels or ()):
+        return text
+    if text.lstrip("-").isdecimal():
+        return int(text)
+    from .spoken import spoken
+
+    return spoken(text)
+
+
+def _paired(inputs: list[Any], kind: str, pair: str) -> list[Any]:
+    """Each text with the second one of its pair: the same for all, or one a line of a file."""
+    others, other = read(pair)
+    if (kind, other) != ("text", "text"):
+        raise ValueError("a pair is of two texts")
+    if len(others) not in (1, len(inputs)):
+        raise ValueError(f"{len(others)} second texts for {len(inputs)} texts; give one, or one for each")
+    return list(zip(inputs, others if len(others) > 1 else others * len(inputs)))
 
 
 def listed(names: list[str] | None) -> list[str] | None:

@@ -17,7 +17,12 @@ Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME", help
     f"[default: {BUNDLED['image']} for an image, {BUNDLED['text']} for texts]"
 ))]  # fmt: skip
 Targets = Annotated[list[str] | None, typer.Option("--target", "-t", metavar="TARGET", help=(
-    "A label, a class index, or a next token; once for all inputs, or once for each. [default: the prediction]"
+    "A label, a class index, or a next token; once for all inputs, or once for each. Also A - B for a contrast, "
+    "p:LABEL for a probability, tag:TAG@WORD, span:TEXT, start:TEXT, end:TEXT of an answer in the context, "
+    "answer:TEXT as the model goes on (answer: alone, as it would itself), similarity:TEXT. [default: the prediction]"
+))]  # fmt: skip
+Pair = Annotated[str | None, typer.Option("--pair", metavar="TEXT", help=(
+    "A second text, or a file with one a line: the context of a question, or what is compared (with -t similarity:)."
 ))]  # fmt: skip
 Method = Annotated[str | None, typer.Option("--method", metavar="METHOD", help=(
     "How to explain; relprop models --methods lists them, and the default for images and for texts."
