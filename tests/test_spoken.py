@@ -18,7 +18,8 @@ from relprop.cli.spoken import spoken
     ("tag:2@New York", Tag(2, word="New York")), ("span:two words", Span("two words")), ("span:", Span()),
     ("start:Paris", Start("Paris")), ("end:", End()), ("answer: Paris", Answer(" Paris")), ("answer:", Answer()),
     ("POSITIVE - NEGATIVE", Contrast("POSITIVE", "NEGATIVE")), ("1 - 0", Contrast(1, 0)),
-    ("answer: Paris - answer: Rome", Contrast(Answer(" Paris"), Answer(" Rome"))), (" he -  she", Contrast(" he", " she")),
+    ("answer: Paris - answer: Rome", Contrast(Answer(" Paris"), Answer(" Rome"))),
+    (" he -  she", Contrast(" he", " she")),
 ])
 def test_what_a_text_means(text, target):
     assert spoken(text) == target

@@ -1,5 +1,4 @@
-"""Targets as they are written in a command: POSITIVE, p:POSITIVE, tag:B-LOC@Paris, span:two words, answer: Paris, a - b.
-"""
+"""Targets as a command takes them: POSITIVE, p:POSITIVE, tag:B-LOC@Paris, span:two words, answer: Paris, a - b."""
 from __future__ import annotations
 
 from typing import Any
