@@ -50,8 +50,8 @@ RULES: tuple[tuple[str, Any], ...] = (
     (r"groups_width|num_conv_pos_embedding_groups", 2),
     (r"num_conv_pos_embeddings", 4),
     # pictures: as many patches as their side holds
-    (r"num_position_embeddings|num_patches|num_image_tokens|max_num_patches|latent_query_num", (SIDE // PATCH) ** 2),
-    (r"mm_tokens_per_image|vision_soft_tokens_per_image", 4),
+    (r"num_position_embeddings|num_patches|num_image_tokens|max_num_patches", (SIDE // PATCH) ** 2),
+    (r"latent_query_num|mm_tokens_per_image|vision_soft_tokens_per_image", 4),
 )
 WIDTHS = re.compile(r"(hidden_sizes|embed_dims?|channels|dims?|neck_hidden_sizes|out_channels|in_channels|tdnn_dim|"
                     r"conv_dim)")

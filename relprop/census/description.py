@@ -1,11 +1,8 @@
 """What a config of transformers says of pictures and sounds, whatever it calls it and in whichever part."""
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
-
-from . import config
 
 SEEN = ("vision_config", "vision", "vq_config", "visual_config", "encoder", "image_encoder", "backbone_config")
 HEARD = ("audio_config", "speech_config", "audio_encoder_config", "encoder_config", "encoder")
@@ -36,9 +33,7 @@ class Description:
 
     def token(self, kind: str) -> int | None:
         """The id of the token that stands for a piece of an image, a video or a sound."""
-        names = [name for name in vars(self.whole) if re.fullmatch(rf"{kind}(_soft)?_(token|pad)_(id|index)", name)]
-        names += [f"{kind}_token_id", f"{kind}_token_index"]
-        return next((found for name in names if isinstance(found := getattr(self.whole, name, None), int)), None)
+        return self.first(f"{kind}_token_id", f"{kind}_token_index")
 
 
 def seen(whole: Any) -> Description:

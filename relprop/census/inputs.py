@@ -60,11 +60,8 @@ def layouts(task: str, model: nn.Module) -> Iterator[Named]:
 
 
 def _taken(model: nn.Module, kind: str, several: Iterable[Named]) -> list[Named]:
-    """Of several layouts those of which the model can make features by itself; all if it cannot say."""
-    several = list(several)
-    if _extractor(model, kind) is None or len(several) < 2:
-        return several or [{}]
-    return [one for one in several if _features(model, kind, one)] or several
+    """Several layouts, those first of which the model can make features by itself."""
+    return sorted(several, key=lambda one: not _features(model, kind, one)) or [{}]
 
 
 def _placed(model: nn.Module, accepted: set[str], words: Named, media: Named) -> Named:
@@ -95,8 +92,8 @@ def _seen(accepted: set[str], ids: Tensor, media: Named) -> Named:
     if pictures is None:
         return {}
     several = pictures.shape[1:-3]
-    made = {"image_attention_mask": (*ids.shape, *several[:1]), "cross_attention_mask": (*ids.shape, *several)}
-    return {name: torch.ones(shape, dtype=torch.long) for name, shape in made.items() if name in accepted}
+    shapes = {"image_attention_mask": (*ids.shape, *several[:1]), "cross_attention_mask": (*ids.shape, *several)}
+    return {name: torch.ones(shape, dtype=torch.long) for name, shape in shapes.items() if name in accepted}
 
 
 def _answer(accepted: set[str], generator: Generator) -> Named:
@@ -106,31 +103,32 @@ def _answer(accepted: set[str], generator: Generator) -> Named:
     return {"decoder_input_ids": torch.randint(FIRST, LAST, (ROWS, ANSWER), generator=generator)}
 
 
-def _extractor(model: nn.Module, kind: str) -> Any:
-    """The model's own function that makes features of pictures, videos or sounds, by the first part that has it and
-    says what it takes.
+def _extractor(model: nn.Module, kind: str, media: Named) -> Any:
+    """The model's own function that makes features of pictures, videos or sounds, by the part whose takes most of what
+    there is.
     """
     several = [getattr(part, name) for part in model.modules() if hasattr(part, name := f"get_{kind}_features")]
-    return next((one for one in several if any(taken.kind is taken.POSITIONAL_OR_KEYWORD for taken in
-                                               inspect.signature(one).parameters.values())), None)
+    return max(several, key=lambda one: len(set(inspect.signature(one).parameters) & set(media)), default=None)
 
 
 def _features(model: nn.Module, kind: str, media: Named) -> int | None:
     """How many features a row the model makes of pictures or sounds; None if it makes none of these."""
-    extract = _extractor(model, kind)
+    extract = _extractor(model, kind, media)
     if extract is None:
         return None
     taken = inspect.signature(extract).parameters
     given = {name: value for name, value in media.items() if name in taken}
-    needed = [name for name, one in taken.items()
-              if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
-    if not given or any(name not in given for name in needed):
+    if not given:
         return None
+    said = {name: getattr(model.config, name, None) for name, one in taken.items()
+            if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and name not in given}
+    given |= said
     try:
         with torch.no_grad(), settled(model):
             made = extract(**given)
     except Exception:  # not in this layout
         return None
-    made = getattr(made, "pooler_output", made)
+    parts = (getattr(made, name, None) for name in ("pooler_output", "last_hidden_state"))
+    made = next((part for part in parts if part is not None), made)
     tensors = [one for one in tree_leaves(made) if isinstance(one, Tensor) and one.is_floating_point()]
     return sum(one.numel() // one.shape[-1] for one in tensors) // ROWS

@@ -82,6 +82,8 @@ class Painter:
         if "image_position_ids" in self.accepted:
             places = torch.cartesian_prod(torch.arange(GRID), torch.arange(GRID)).expand(rows, -1, -1)
             yield {"pixel_values": self.noise(rows, GRID ** 2, C * P * P), "image_position_ids": places.clone()}
+        if "image_token_pooling" in self.accepted:
+            yield self.pooled()
         tiles = self.about.number("max_num_tiles", default=3)
         frames = self.about.number("num_frames", "frames_per_clip", default=FRAMES)
         for side in dict.fromkeys((self.side, 2 * config.SIDE, 4 * config.SIDE)):
@@ -89,6 +91,16 @@ class Painter:
                 for beside in self.beside(shape, side):
                     yield {"pixel_values": self.noise(*shape, C, side, side), **beside}
         yield {"pixel_values": self.noise(rows, GRID ** 2, C * P * P)}
+        yield {"pixel_values": self.noise(rows * 4, self.depth, P, P, C)}
+
+    def pooled(self) -> Named:
+        """Patches, and which of them become one token: four each."""
+        tokens = torch.arange(self.rows * GRID ** 2).reshape(-1, 4)
+        grids = torch.tensor([[GRID // 2, GRID // 2, 0, 0]] * self.rows)
+        made = {"pixel_values": self.noise(self.rows, GRID ** 2, self.channels * self.patch ** 2),
+                "image_token_pooling": tokens, "image_grids": grids,
+                "image_num_crops": torch.ones(self.rows, dtype=torch.long)}
+        return {name: value for name, value in made.items() if name in self.accepted}
 
     def beside(self, shape: tuple[int, ...], side: int) -> Iterator[Named]:
         """What goes with whole pictures: how large they were, what tiles they were cut into, which pixels or tiles

@@ -10,6 +10,10 @@ _EFFICIENT = {"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim":
 _WINDOWED = {"image_size": 2 * SIDE, "patch_size": 4, "window_size": 2, "embed_dim": 8, "depths": [1, 2, 1, 1],
              "num_heads": [1, 2, 4, 4]}
 
+CODES = 16
+_CODED = {"base_channels": 32, "channel_multiplier": [1, 2], "num_res_blocks": 1, "resolution": SIDE,
+          "latent_channels": 8, "embed_dim": 8, "attn_resolutions": [SIDE // 2]}
+
 SIGHT: dict[str, dict[str, Any]] = {
     # convolutions whose widths have to fit each other
     "align_vision_model": _EFFICIENT,
@@ -42,9 +46,8 @@ SIGHT: dict[str, dict[str, Any]] = {
     "aria": {"projector_patch_to_query_dict": {(SIDE // PATCH) ** 2: 4}},
     "florence_vision": {"patch_size": [7, 3, 3, 3], "window_size": 4, "depths": [1, 1, 1, 1],
                         "embed_dim": [8, 16, 32, 32], "num_heads": [1, 2, 4, 4], "num_groups": [1, 2, 4, 4]},
-    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "1/2", "spatial_target_layers": [1] * 4},
     "mllama_vision_model": {"intermediate_layers_indices": [0, 1], "vision_output_dim": 3 * WIDTH,
-                            "num_global_layers": 1, "max_num_tiles": 2},
+                            "num_global_layers": 1},
     "mllama_text_model": {"cross_attention_layers": [1]},
     "molmo2_adapter": {"vision_feature_layer": [-1, -2]},
     "vipllava": {"vision_feature_layer": [-1, -2]},
@@ -58,5 +61,33 @@ SIGHT: dict[str, dict[str, Any]] = {
                                             "mrope_section": [1, 1, 1, 1]}},
     "qwen2_5_omni_thinker": {"vision_start_token_id": WORDS - 32},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": WORDS - 32},
-    "step3p7_text": {"sliding_window": 8},
+    "step3p5": {"sliding_window": 8},
+    "deepseek_ocr2_sam_vision_model": {"downsample_channels": [WIDTH, WIDTH]},
+    "unlimited_ocr_sam_vision_model": {"downsample_channels": [WIDTH, WIDTH]},
+    "muse_glimmer": {"out_hidden_size": 4 * WIDTH},
+    "muse_spark": {"out_hidden_size": 4 * WIDTH},
+    "muse_spark_audio": {"num_hidden_layers": 4},
+    "paddleocr_vl_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
+                                              "mrope_section": [2, 1, 1]}},
+    "glm5_next_text": {"index_kpool": 2},
+    "gemma4_vision": {"pooling_kernel_size": 2},
+    "gemma4_unified_vision": {"pooling_kernel_size": 2},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "1/2", "spatial_target_layers": [1] * 4,
+                        "vision_config": {"hidden_size": 2 * WIDTH}},
+    # pictures that become words of a codebook
+    "chameleon": {"vocabulary_map": {"<image>": WORDS - 1} | {f"IMGIMG{chr(65 + code // 10)}{chr(65 + code % 10)}Z":
+                                                              60 + code for code in range(CODES)}},
+    "chameleon_vqgan": _CODED | {"num_embeddings": CODES},
+    "emu3": {"vocabulary_map": {"<image>": WORDS - 1, "<|extra_200|>": WORDS - 2} | {
+        f"<|visual token {code:06d}|>": 60 + code for code in range(CODES)}},
+    "emu3_vqgan": _CODED | {"codebook_size": CODES, "hidden_size": 32},
+    "apertus1p5": {"image_token_offset": 60, "audio_token_offset": 60 + CODES},
+    "apertus1p5_vision_tokenizer": _CODED | {"codebook_size": CODES},
+    "wavtokenizer_encoder": {"codebook_size": CODES},
+    "janus_vqgan": _CODED | {"num_embeddings": CODES},
+    "fast_vlm": {"vision_config": {"architecture": "test_convnext", "hidden_size": 64, "model_args": {}}},
+    "gemma3n_vision": {"architecture": "test_convnext", "hidden_size": 64},
+    "perception_lm": {"vision_config": {"architecture": "vit_pe_core_large_patch14_336", "model_args": {
+        "embed_dim": WIDTH, "depth": 2, "num_heads": 4, "img_size": [SIDE, SIDE], "patch_size": PATCH,
+        "global_pool": "", "use_post_transformer_norm": False, "ref_feat_shape": [4, 4]}}},
 }
