@@ -83,7 +83,7 @@ def beside(relevance: Mapping[str, Tensor], batch: Batch, books: Ledger | None
 
     Args: relevance: of the model's inputs, by name, in their full shape.
     """
-    if batch.pictures is None:
+    if batch.pictures is None or not batch.pictures.origins:
         return (), books
     maps, padding = batch.pictures.maps(relevance, batch.rows)
     placed = zip(batch.pictures.rows, maps, batch.pictures.images, batch.pictures.lattices, strict=True)

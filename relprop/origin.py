@@ -22,6 +22,7 @@ SEGMENTS = 4
 """Ramps an axis: each goes from black to white in a quarter of it, so that 8 bits are 1,000 levels."""
 _DIGITS = 50  # pictures that one set of grey levels tells apart
 _ANCHORS, _REACH = 200, 4096  # entries from which neighbours are looked for, and how far
+_FAR = (2, 4, 8)  # entries over which distances are measured, where that many lie in line
 _AGREES = 0.5  # correlation, at least, of a picture with what its places say that it becomes
 
 Process = Callable[[Sequence[Tensor]], Mapping[str, Tensor]]
@@ -191,16 +192,25 @@ def _steps_along(number: Tensor, rough: Tensor, step: Callable[[Tensor, Tensor],
     if not len(first):  # a single line
         return size
     lag = int(lags[first.mode().values])
-    here = torch.arange(count - lag)
-    forward = torch.zeros(count, dtype=torch.float64)
-    forward[:-lag] = step(here, here + lag)
-    backward = torch.zeros_like(forward)
-    backward[lag:] = forward[:-lag]
-    found = torch.where(forward > rough, forward, backward)
-    known = found > rough
-    usual = torch.stack([found[(number == i) & known].median() if bool(((number == i) & known).any()) else s
-                         for i, s in enumerate(sizes)])[number.clamp(min=0)]
-    return torch.where(known & (found < 4 * usual), found, usual)
+    found = torch.zeros(count, dtype=torch.float64)
+    for several in (1, *_FAR):  # over several entries what is rounded counts less
+        far = _neighbours(step, count, lag * several) / several
+        known = far > rough / several
+        if several == 1:
+            usual = torch.stack([far[(number == i) & known].median() if bool(((number == i) & known).any()) else s
+                                 for i, s in enumerate(sizes)])[number.clamp(min=0)]
+        same = (far < 2 * found) & (far > found / 2) if several > 1 else far < 4 * usual
+        found = torch.where(known & same, far, found)
+    return torch.where(found > 0, found, usual)
+
+
+def _neighbours(step: Callable[[Tensor, Tensor], Tensor], count: int, lag: int) -> Tensor:
+    """Distance of each entry to the one `lag` entries on, or else back; zero where neither is a neighbour."""
+    forward, backward = torch.zeros(2, max(count, lag), dtype=torch.float64)
+    here = torch.arange(max(0, count - lag))
+    forward[:len(here)] = step(here, here + lag)
+    backward[lag:lag + len(here)] = forward[:len(here)]
+    return torch.where(forward > 0, forward, backward)[:count]
 
 
 def _edges(middle: Tensor, extent: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

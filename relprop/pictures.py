@@ -166,10 +166,15 @@ def lattices(origins: Mapping[str, Origin], images: Sequence[Tensor], *, patch: 
             continue
         y, x, height, width = max(parts, key=lambda part: len(part[0]))
         merged = _merged(len(y) / layers / math.prod(patch), counts[number])
-        fine = (float(height.quantile(0.1)), float(width.quantile(0.1))) if len(y) < 1 << 23 else (
-            float(height.median()), float(width.median()))
-        found.append(_laid((y, x), fine, (patch[0] * merged, patch[1] * merged), size))
+        found.append(_laid((y, x), (_fine(height), _fine(width)), (patch[0] * merged, patch[1] * merged), size))
     return found
+
+
+def _fine(extents: Tensor) -> float:
+    """The extent of an entry at the finest resolution; of a single one, where all but rounding is equal, the usual."""
+    ordered = extents[:: max(1, len(extents) // 100_000)].sort().values
+    low, usual = float(ordered[len(ordered) // 10]), float(ordered[len(ordered) // 2])
+    return low if low < 0.7 * usual else usual
 
 
 def _merged(patches: float, positions: int | None) -> int:

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from . import chat
-from .origin import Origin, identity, probe
-from .pictures import Cut, Pictures, lattices
 from .pixels import picture
 from .tokens import TextUnits, assemble, from_ids
 
+Maker = Callable[[Sequence[Tensor]], Mapping[str, Tensor]]
 TEXT, IMAGES, MESSAGES = ("text", "question", "prompt"), ("image", "images"), "messages"
 KEYS = (*TEXT, *IMAGES, MESSAGES)
 TAKES = ('{"text": "...", "image": picture}, a pair (picture, "text"), a conversation (a list of messages with "role" '
@@ -65,7 +64,7 @@ def process(prompts: Sequence[Prompt], processor: object) -> dict[str, object]:
     if any(nested):
         # one picture a row is what every processor takes; those that take several take them row by row
         single = all(len(images) == 1 for images in nested) and not takes_several(processor)
-        shown = [[_pil(image) for image in images] for images in nested]
+        shown = [[pil(image) for image in images] for images in nested]
         given["images"] = [images[0] for images in shown] if single else shown
     if _begins(processor, texts):
         given["add_special_tokens"] = False  # the chat template has them
@@ -106,8 +105,8 @@ def units(prompts: Sequence[Prompt], ids: Tensor, mask: Tensor, processor: objec
     added = torch.tensor([[offset == (0, 0) for offset in row] for row in offsets])
     texts = [prompt.text for prompt in prompts]
     found = assemble(ids, mask, tokenizer, special.bool().cpu() | added, (texts, offsets))
-    return chat.apart(found, [[(0, len(prompt.text))] if prompt.said is None else chat.contents(prompt.text, prompt.said)
-                              for prompt in prompts])
+    return chat.apart(found, [[(0, len(one.text))] if one.said is None else chat.contents(one.text, one.said)
+                              for one in prompts])
 
 
 def specials(ids: Tensor, processor: object) -> Tensor:
@@ -168,7 +167,7 @@ def _prompt(one: object, processor: object, name: str) -> Prompt:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"the text beside a picture is {text!r}; give at least one word as 'text'")
     many = given if isinstance(given, (list, tuple)) else [] if given is None else [given]
-    return _signed(text, [image(value) for value in many], processor)
+    return _signed(text, [loaded(value) for value in many], processor)
 
 
 def _conversation(one: object) -> bool:
@@ -188,7 +187,7 @@ def _of_messages(messages: Sequence[Mapping], processor: object) -> Prompt:
         for part in parts:
             if part.get("type") == "image":
                 value = next((part.pop(key) for key in ("image", "url", "path") if key in part), None)
-                images.append(image(value))
+                images.append(loaded(value))
         said.append({"role": message["role"], "content": parts})
     texts = [part["text"] for message in said for part in message["content"] if part.get("type") == "text"]
     return Prompt(_templated(said, processor), images, texts)
@@ -213,7 +212,7 @@ def _signed(text: str, images: list[Tensor], processor: object) -> Prompt:
     return Prompt(sign * len(images) + text, images)
 
 
-def image(value: object) -> Tensor:
+def loaded(value: object) -> Tensor:
     """A picture as uint8 (Y, X, 3), of whatever `pixels.picture` reads. Raises: TypeError for a tensor."""
     import numpy as np
 
@@ -223,7 +222,8 @@ def image(value: object) -> Tensor:
     return torch.from_numpy(np.array(picture(value).convert("RGB")))
 
 
-def _pil(image: Tensor) -> object:
+def pil(image: Tensor) -> object:
+    """A picture, uint8 (Y, X, 3), as PIL has it."""
     from PIL import Image
 
     return Image.fromarray(image.numpy())
@@ -244,80 +244,6 @@ def _aligned(ids: Sequence[int], alone: Sequence[int], offsets: Sequence[tuple[i
     return found
 
 
-def pictures(prompts: Sequence[Prompt], processor: object, tensors: Mapping[str, object], cut: Cut) -> Pictures | None:
-    """The pictures of the prompts, and where the entries of the model's tensors come from in them; None without any.
-
-    Args: tensors: what `process` made of the prompts. cut: as of `family.cut`.
-    Raises: ValueError as of `origin.probe`.
-    """
-    images = [image for prompt in prompts for image in prompt.images]
-    if not images:
-        return None
-    rows = [row for row, prompt in enumerate(prompts) for _ in prompt.images]
-    make = maker(prompts, processor)
-    found = {name: one for name, one in probe(make, images).items() if name in tensors}
-    return Pictures(images, rows, found, packing(tensors, found, rows, len(prompts)),
-                    lattices(found, images, patch=cut[0], layers=cut[1],
-                             counts=positions(tensors.get("input_ids"), processor, found, rows)), make)
-
-
-def of_images(images: Sequence[Tensor], processor: object, cut: Cut) -> tuple[dict[str, Tensor], Pictures]:
-    """The model's tensors of pictures alone, uint8 (Y, X, 3), one a row, by an image processor, and where they come
-    from.
-    """
-    whole = lambda images: dict(processor(images=[_pil(image) for image in images], return_tensors="pt"))
-    floating = lambda images: {name: value for name, value in whole(images).items() if value.is_floating_point()}
-    tensors, found, rows = whole(images), probe(floating, images), list(range(len(images)))
-    return tensors, Pictures(list(images), rows, found, packing(tensors, found, rows, len(rows)),
-                             lattices(found, images, patch=cut[0], layers=cut[1], counts=[None] * len(rows)), floating)
-
-
-def seen(name: str, pixels: Tensor, images: Tensor, cut: Cut) -> Pictures:
-    """The pictures of pixels (B, C, Y, X) that were prepared already, as the model sees them: `images`, (B, Y, X, 3)."""
-    found, rows = {name: identity(pixels.shape)}, list(range(len(pixels)))
-    return Pictures(list(images), rows, found, lattices=lattices(found, images, patch=cut[0], layers=pixels.shape[1],
-                                                                 counts=[None] * len(rows)))
-
-
-def packing(tensors: Mapping[str, object], origins: Mapping[str, Origin], rows: Sequence[int], count: int
-            ) -> dict[str, Tensor]:
-    """Of tensors whose first axis is not the `count` rows of a batch, the row of each item: patches and tiles by where
-    they come from, what there is one of for each of these by it, what there is one of for each picture by that.
-    """
-    by_picture = torch.tensor(rows)
-    known = {}
-    for origin in origins.values():
-        numbers = origin.picture.flatten(1).amax(1)  # -1 where an item is all padding
-        if len(numbers) != count or not _in_rows(numbers, by_picture):
-            known[len(numbers)] = by_picture[numbers.clamp(min=0)]
-    one_each = rows == list(range(count))
-    if not one_each:
-        known.setdefault(len(rows), by_picture)
-    text = tensors["input_ids"].shape if isinstance(tensors.get("input_ids"), Tensor) else None
-    return {name: known[len(value)] for name, value in tensors.items()
-            if isinstance(value, Tensor) and value.dim() and len(value) in known
-            and (text is None or tuple(value.shape[:2]) != tuple(text))}
-
-
-def positions(ids: object, processor: object, origins: Mapping[str, Origin], rows: Sequence[int]) -> list[int | None]:
-    """How many tokens of its row's text each picture has the place of; None where there are none."""
-    if not isinstance(ids, Tensor):
-        return [None] * len(rows)
-    held = torch.isin(ids, torch.tensor(sign_ids(processor) or [-1], dtype=ids.dtype)).sum(1).tolist()
-    sizes = [sum(int((origin.picture == number).sum()) for origin in origins.values()) for number in range(len(rows))]
-    whole = {row: sum(size for size, of in zip(sizes, rows) if of == row) for row in rows}
-    return [round(held[row] * size / whole[row]) or None for size, row in zip(sizes, rows)]
-
-
-def _in_rows(numbers: Tensor, by_picture: Tensor) -> bool:
-    """Whether the items of a first axis are rows: each that is not padding throughout is of its own row."""
-    inside = numbers >= 0
-    return bool((by_picture[numbers[inside]] == inside.nonzero().flatten()).all())
-
-
-Maker = Callable[[Sequence[Tensor]], Mapping[str, Tensor]]
-
-
 def maker(prompts: Sequence[Prompt], processor: object) -> Maker:
     """From other pictures in the place of these to the processor's floating tensors of them."""
     counts = [len(prompt.images) for prompt in prompts]
@@ -331,5 +257,5 @@ def maker(prompts: Sequence[Prompt], processor: object) -> Maker:
     return made
 
 
-__all__ = ["KEYS", "Prompt", "image", "is_prompt", "maker", "of_images", "packing", "pictures", "positions", "process", "read", "specials",
+__all__ = ["KEYS", "Maker", "Prompt", "is_prompt", "loaded", "maker", "pil", "process", "read", "sign_ids", "specials",
            "units"]

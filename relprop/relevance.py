@@ -17,10 +17,11 @@ from .errors import IndependentOutput, LedgerError
 from .numerics import relevance_of, tolerance
 from .ops import Journal
 from .ops.call import dependent
-from .ops.journal import STABILIZER, Rows
+from .ops.journal import CONSTANT, STABILIZER, Rows
 from .result import Ledger
 from .run import Run, Value, independent
 from .trace import ROUNDING, Interception, Tap, Way
+from .trace.ids import elsewhere, gathered
 from .trace.interception import Tapped
 
 TARGET, REFERENCE = "target function", "reference"
@@ -110,9 +111,10 @@ class _Run(Run):
             with torch._C.DisableTorchFunction():
                 value = self.asked(output)
                 flow = None if journal is None else self._book_target(journal, output, value)
-            relevance = self._backward(leaves, value, mode.steps, journal)
-            if journal is not None and not mode.steps:
-                self._book_zeros(journal, leaves, relevance, value)
+            relevance = self._backward(leaves, value, mode, journal)
+            still = {name: r for name, r in relevance.items() if name not in mode.moved}
+            if journal is not None and not mode.steps and still:
+                self._book_zeros(journal, leaves, still, value)
         self.precision = _coarser(mode.least, value.device.type)
         if not rows.exact:
             return None
@@ -152,7 +154,7 @@ class _Run(Run):
         if bool((held.abs() > tolerance(self.dtype) * 1e-3 * value.detach().abs().to("cpu")).any()):
             journal.book(STABILIZER, -held)
 
-    def _backward(self, leaves: dict[str, Tensor], value: Tensor, steps: dict[str, Tensor],
+    def _backward(self, leaves: dict[str, Tensor], value: Tensor, mode: Interception,
                   journal: Journal | None) -> dict[str, Tensor]:
         if not leaves:
             raise IndependentOutput("no input to explain was seen: pass floating tensors, or token ids that the model "
@@ -164,7 +166,9 @@ class _Run(Run):
         else:
             per_unit = torch.autograd.grad(value, list(leaves.values()), torch.ones_like(value), allow_unused=True)
         reached = {name: (leaf, g) for (name, leaf), g in zip(leaves.items(), per_unit, strict=True) if g is not None}
-        strength = sum(self._strongest(g) for _, g in reached.values()) if reached else None
+        steps, moved = mode.steps, mode.moved
+        strength = sum(self._strongest(gathered(g.detach().abs(), moved[name]) if name in moved else g)
+                       for name, (_, g) in reached.items()) if reached else None
         if strength is None or bool((strength == 0).any()):
             idle = [] if strength is None else (strength == 0).nonzero().flatten().tolist()
             raise IndependentOutput(independent(idle, self.rows))
@@ -174,8 +178,12 @@ class _Run(Run):
         if steps and journal is not None:
             held = [(leaf.detach() - steps[name]) * g for name, (leaf, g) in reached.items() if name in steps]
             journal.book(REFERENCE, sum(self._total(journal, r) for r in held))
-        return {name: steps[name] * g if name in steps else relevance_of(leaf.detach(), g)
-                for name, (leaf, g) in reached.items()}
+        found = {name: steps[name] * g if name in steps else relevance_of(leaf.detach(), g)
+                 for name, (leaf, g) in reached.items()}
+        if journal is not None:
+            for name in found.keys() & moved.keys():
+                journal.book(CONSTANT, self._total(journal, elsewhere(found[name], moved[name])))
+        return {name: gathered(r, moved[name]) if name in moved else r for name, r in found.items()}
 
     def _strongest(self, g: Tensor) -> Tensor:
         """The largest entry of each row, (B,); of what lies otherwise than in rows, the largest of all."""
@@ -259,7 +267,8 @@ def _stacked(rows: list[Propagation]) -> Propagation:
                        None if ledgers[0] is None else _stacked_ledgers(ledgers),
                        None if ledgers[0] is None else torch.cat([r.flow for r in rows]),
                        {name: _stacked_tapped([r.inside[name] for r in rows]) for name in rows[0].inside},
-                       {count: torch.cat([r.positions[count] for r in rows]) for count in rows[0].positions})
+                       {count: torch.cat([r.positions[count] for r in rows]) for count in rows[0].positions
+                        if all(count in r.positions for r in rows)})  # pictures of other sizes have others
 
 
 def _stacked_tapped(rows: list[Tapped]) -> Tapped:

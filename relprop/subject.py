@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import chat, family, fit, grid, prompt
+from . import chat, family, fit, grid, prompt, sight
 from .pictures import Pictures
 from .pixels import Pixels, Reordered, from_processor
 from .target import Targets, Vocabulary
@@ -216,12 +216,12 @@ class Subject:
 
     def _packed(self, many: Sequence) -> Batch:
         """A batch of pictures that the processor cuts up, or puts into another order."""
-        images = [prompt.image(one) for one in many]
+        images = [prompt.loaded(one) for one in many]
         if len({image.shape for image in images}) > 1:
-            raise ValueError(f"{self.name} sees pictures cut into patches, and their maps are over the pictures as they "
-                             "are: give pictures of one size, or explain them one by one")
+            raise ValueError(f"{self.name} sees pictures cut into patches, and their maps are over the pictures as "
+                             "they are: give pictures of one size, or explain them one by one")
         maker = getattr(self.processor, "image_processor", self.processor)
-        tensors, pictures = prompt.of_images(images, maker, family.cut(self.model))
+        tensors, pictures = sight.of_images(images, maker, family.cut(self.model))
         accepted = family.arguments(self.model)
         kwargs = {name: value for name, value in tensors.items() if name in accepted}
         units = ImageUnits(tuple(images[0].shape[:2]), None, None, torch.stack(images))
@@ -247,16 +247,21 @@ class Subject:
         ids = tensors["input_ids"]
         mask = made.get("attention_mask", torch.ones_like(ids))
         units = prompt.units(prompts, ids, mask, self.processor)
-        pictures = prompt.pictures(prompts, self.processor, tensors, family.cut(self.model))
+        pictures = sight.pictures(prompts, self.processor, tensors, family.cut(self.model))
         return self.spoken(tensors, units, pictures)
 
     def _seen(self, tensors: Mapping[str, Tensor]) -> Pictures | None:
-        """The pictures of prepared tensors, as the model sees them, None if there are none or they are no pictures."""
+        """The pictures of prepared tensors, as far as they are known; None where there are none."""
         name = family.pixel_argument(self.model)
         pixels = tensors.get(name)
-        if pixels is None or pixels.dim() != 4 or len(pixels) != len(tensors["input_ids"]):
+        if pixels is None:
             return None
-        return prompt.seen(name, pixels, (self.pixels or Pixels()).shown(pixels), family.cut(self.model))
+        cut = family.cut(self.model)
+        plain = pixels.dim() == 4 and len(pixels) == len(tensors["input_ids"])
+        if plain and "image_sizes" not in tensors:
+            shown = (self.pixels or Pixels(pixels.shape[1])).shown(pixels)
+            return sight.seen(name, tensors, shown, self.processor, cut)
+        return sight.prepared(tensors, self.processor, cut)
 
     def _tensors(self, inputs: object) -> Batch:
         args = tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,)
@@ -288,7 +293,7 @@ class Subject:
             return self._ids(kwargs)
         first = next((value for value in kwargs.values() if isinstance(value, Tensor)), torch.empty(0))
         name = family.pixel_argument(self.model)
-        if self.modality == "image" and name in kwargs and kwargs[name].dim() in (3, 4) and "spatial_shapes" not in kwargs:
+        if self.modality == "image" and name in kwargs and "spatial_shapes" not in kwargs:
             bound = self.pixels if not kwargs.get(STRETCH) else replace(self.pixels, size=None)
             pixels = bound.check(kwargs[name])
             return Batch((), {**kwargs, name: pixels}, len(pixels), self._image_units(pixels, name, kwargs))

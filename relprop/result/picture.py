@@ -19,9 +19,9 @@ from .number import amount
 class Picture:
     """The map of a picture that stands beside a text, or of one whose pixels the model does not see as they are.
 
-    `map` is signed, float32 (Y, X), of the pixels of `image` as it was given, uint8 (Y, X, 3), in the unit of the text's
-    map. `row` is the row of the batch that it is of. `lattice` is where the model's patches lie on it: top, left, height
-    and width of the first, in pixels, and how many there are down and across.
+    `map` is signed, float32 (Y, X), of the pixels of `image` as it was given, uint8 (Y, X, 3), in the unit of the
+    text's map. `row` is the row of the batch that it is of. `lattice` is where the model's patches lie on it: top,
+    left, height and width of the first, in pixels, and how many there are down and across.
     """
 
     row: int
