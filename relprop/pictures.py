@@ -14,6 +14,7 @@ from .origin import Origin
 
 Cut = tuple[tuple[int, int] | None, int]
 """The patch that a model cuts pictures into, (Py, Px), None if not known; and entries of its pixels for each place."""
+_NEAR = 1.25  # factor between counts that are taken for the same
 FEW = 8  # cells along each side of a picture whose patches are not known
 
 
@@ -165,16 +166,13 @@ def lattices(origins: Mapping[str, Origin], images: Sequence[Tensor], *, patch: 
             found.append(_eighths(size))
             continue
         y, x, height, width = max(parts, key=lambda part: len(part[0]))
-        merged = _merged(len(y) / layers / math.prod(patch), counts[number])
-        found.append(_laid((y, x), (_fine(height), _fine(width)), (patch[0] * merged, patch[1] * merged), size))
+        # of tiles and a whole picture beside them, most entries are of the tiles
+        patches = len(y) / layers / math.prod(patch)
+        merged = _merged(patches, counts[number])
+        # of tiles and a whole picture beside them, most entries are of the tiles
+        steps = (float(height.median()) * patch[0] * merged, float(width.median()) * patch[1] * merged)
+        found.append(_laid((y, x), (float(height.median()), float(width.median())), steps, size, patches / merged**2))
     return found
-
-
-def _fine(extents: Tensor) -> float:
-    """The extent of an entry at the finest resolution; of a single one, where all but rounding is equal, the usual."""
-    ordered = extents[:: max(1, len(extents) // 100_000)].sort().values
-    low, usual = float(ordered[len(ordered) // 10]), float(ordered[len(ordered) // 2])
-    return low if low < 0.7 * usual else usual
 
 
 def _merged(patches: float, positions: int | None) -> int:
@@ -184,17 +182,25 @@ def _merged(patches: float, positions: int | None) -> int:
     return max(1, round(math.sqrt(patches / positions)))
 
 
-def _laid(places: tuple[Tensor, Tensor], fine: tuple[float, float], patch: tuple[int, int], size: tuple[int, int]
-          ) -> Lattice:
-    starts, steps, counts = [], [], []
-    for place, step, side, whole in zip(places, fine, patch, size):
-        low, high = max(0.0, float(place.min()) - step / 2), min(float(whole), float(place.max()) + step / 2)
-        count = max(1, round((high - low) / (step * side)))
-        count = min(count, whole)  # no patch is smaller than a pixel
-        starts.append(low)
-        counts.append(count)
-        steps.append((high - low) / count)
-    return Lattice(*starts, *steps, *counts)
+def _laid(places: tuple[Tensor, Tensor], entry: tuple[float, float], patch: tuple[float, float], size: tuple[int, int],
+          whole: float) -> Lattice:
+    """Patches of about this size over the part of the picture that is seen; `whole` is how many there are if the picture
+    is seen once.
+    """
+    lows = [max(0.0, float(place.min()) - step / 2) for place, step in zip(places, entry)]
+    highs = [min(float(side), float(place.max()) + step / 2) for place, step, side in zip(places, entry, size)]
+    about = [max(1.0, (high - low) / side) for low, high, side in zip(lows, highs, patch)]
+    counts = _exact(round(whole), about) or tuple(map(round, about))
+    counts = tuple(min(count, side) for count, side in zip(counts, size))  # no patch is smaller than a pixel
+    return Lattice(*lows, *((high - low) / count for low, high, count in zip(lows, highs, counts)), *counts)
+
+
+def _exact(whole: int, about: Sequence[float]) -> tuple[int, int] | None:
+    """The rows and columns that make up so many patches and are nearest to these; None if none are near."""
+    far = lambda rows: max(abs(math.log(rows / about[0])), abs(math.log(whole / rows / about[1])))
+    pairs = [rows for rows in range(1, whole + 1) if whole % rows == 0]
+    best = min(pairs, key=far, default=None)
+    return (best, whole // best) if best is not None and far(best) < math.log(_NEAR) else None
 
 
 def _eighths(size: tuple[int, int]) -> Lattice:
