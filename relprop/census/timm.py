@@ -61,9 +61,10 @@ class _Caught(Exception):
 def architectures() -> Iterator[Architecture]:
     """Each architecture of timm once, under the first of its names."""
     for names in groups():
-        family = _lineage(names[0])
-        yield Architecture("timm", "image-classification", family, names[0], partial(_build, names[0]),
-                           partial(inputs, names[0]), names)
+        name, of = names[0], ("timm", "image-classification", _lineage(names[0]))
+        yield Architecture(*of, name, partial(_build, name), partial(inputs, name), names)
+        if "patch_coord" in inspect.signature(recipe(name).built.forward).parameters:
+            yield Architecture(*of, f"{name} of patches", partial(_build, name), patches, names[:1])
 
 
 @cache
@@ -102,6 +103,17 @@ def inputs(name: str, model: nn.Module) -> Inputs:
     first = next(iter(inspect.signature(model.forward).parameters))
     channels = model.pretrained_cfg["input_size"][0]
     return {first: torch.randn(2, channels, side, side, generator=generator)}
+
+
+def patches(model: nn.Module) -> Inputs:
+    """Two pictures in patches, of 4 x 4 and of 3 x 5, which leaves a place empty, as timm's collator hands them on."""
+    grids, generator = ((4, 4), (3, 5)), torch.Generator().manual_seed(1)
+    places = [torch.cartesian_prod(*map(torch.arange, grid)) for grid in grids]
+    coord = nn.utils.rnn.pad_sequence(places, batch_first=True)  # (B, T, 2)
+    valid = torch.arange(coord.shape[1]) < torch.tensor([[len(one)] for one in places])  # (B, T)
+    reader = next(part for part in model.modules() if isinstance(part, nn.Linear))
+    numbers = torch.rand(*coord.shape[:2], reader.in_features, generator=generator)
+    return {"x": numbers * valid[..., None], "patch_coord": coord, "patch_valid": valid}
 
 
 def _build(name: str) -> nn.Module:
