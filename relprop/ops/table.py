@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from . import activation, add, attention, conv, embedding, grouped, linear, matmul, move, mul, norm, pool, softmax
+from . import (
+    activation, add, attention, conv, embedding, grouped, linear, matmul, move, mul, norm, pool, recurrent, softmax)
 from .call import plain
 from .split import difference
 
@@ -138,6 +139,10 @@ _fill("einsum", "matmul", matmul.einsum, matmul.split_einsum)
 _fill("scaled_dot_product_attention", "attention", attention.scaled_dot_product_attention, attention.split_attention)
 _fill("multi_head_attention_forward", "attention", attention.multi_head_attention_forward,
       attention.multi_head_attention_forward)
+register(torch.lstm, "linear", recurrent.lstm, recurrent.lstm)
+register(torch.gru, "linear", recurrent.gru, recurrent.gru)
+for _rnn in (torch.rnn_tanh, torch.rnn_relu):
+    register(_rnn, "linear", recurrent.rnn, recurrent.rnn)
 _fill("add __add__ __radd__", "add", add.add, add.split_sum)
 _fill("sub subtract __sub__", "add", add.sub, add.split_sub)
 _fill("rsub __rsub__", "add", add.rsub, add.split_rsub)

@@ -37,7 +37,7 @@ _ABSORBERS = (
     ("class token", r"cls_token|class_token|class_embedding"), ("distillation token", r"dist_token|distillation"),
     ("register tokens", r"reg_token|register|storage_token"), ("mask token", r"mask_token"),
     (POSITIONS, r"pos_|position|\bpos\b|\bpe\b|wpe|rel_|relative|rope|alibi|sinusoid"),
-    ("token type embeddings", r"token_type|segment"), ("biases", r"bias$"))
+    ("token type embeddings", r"token_type|segment"), ("biases", r"bias$|\bbias_[ih]h_l\d"))
 """How the ledger names a constant, by the name of the parameter that it came from; the first pattern found wins."""
 
 ROUNDING = "rounding"
