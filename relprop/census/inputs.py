@@ -6,6 +6,7 @@ makes features of them: it is asked.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Any
@@ -51,12 +52,35 @@ def layouts(task: str, model: nn.Module) -> Iterator[Named]:
     accepted = set(inspect.signature(model.forward).parameters)
     generator = torch.Generator().manual_seed(1)
     words = text(task, model, generator) if "input_ids" in accepted else _answer(accepted, generator)
+    words |= {name: make(model.config, generator) for name, make in _STATES.items() if name in accepted}
     pictures = _taken(model, "image", Painter(accepted, seen(model.config), ROWS, generator).layouts())
     sounds = _taken(model, "audio", Recorder(accepted, heard(model.config), ROWS, generator).layouts())
     for seeing, hearing in product(pictures, sounds):
-        yield _placed(model, accepted, words, {**seeing, **hearing})
+        found = _placed(model, accepted, words, {**seeing, **hearing})
+        yield found
+        if (told := _told(model, found)) is not None:
+            yield _placed(model, accepted, words, {**seeing, **hearing}, told)
     if task in TEXTS:  # pictures are something besides
         yield words
+
+
+_STATES = {
+    "state": lambda config, generator: torch.randn(ROWS, config.max_state_dim, generator=generator),
+    "noise": lambda config, generator: torch.randn(ROWS, config.chunk_size, config.max_action_dim, generator=generator),
+    "timestep": lambda config, generator: torch.rand(ROWS, generator=generator),
+}
+"""What models of robots read besides: where joints are, and the movements that they make out of noise."""
+
+
+def _told(model: nn.Module, found: Named) -> int | None:
+    """How many tokens a row the model misses for its features of pictures, if that is what it says."""
+    try:
+        with torch.no_grad(), settled(model):
+            model(**found)
+    except Exception as error:
+        said = re.search(r"tokens: \d+, features:? (\d+)", str(error))
+        return None if said is None else int(said[1]) // ROWS
+    return None
 
 
 def _taken(model: nn.Module, kind: str, several: Iterable[Named]) -> list[Named]:
@@ -64,18 +88,22 @@ def _taken(model: nn.Module, kind: str, several: Iterable[Named]) -> list[Named]
     return sorted(several, key=lambda one: not _features(model, kind, one)) or [{}]
 
 
-def _placed(model: nn.Module, accepted: set[str], words: Named, media: Named) -> Named:
-    """The words, and among them tokens that hold the places of pictures and sounds, where the model has such."""
-    held = {}
+def _placed(model: nn.Module, accepted: set[str], words: Named, media: Named, images: int | None = None) -> Named:
+    """The words, and among them tokens that hold the places of pictures and sounds, where the model has such.
+
+    `images`: how many of a picture, where that is known.
+    """
+    held, latents = {}, seen(model.config).number("latent_query_num", default=0)
     for kind in KINDS:
         token = seen(model.config).token(kind)
-        count = _features(model, kind, media) if token is not None and "input_ids" in words else None
+        told = images if kind == "image" else None
+        count = told or _features(model, kind, media) if token is not None and "input_ids" in words else None
         if count:
             held[token] = kind, torch.full((ROWS, count), token)
     if "input_ids" not in words:
         return {**words, **media}
     if not held:
-        return {**words, **media, **_seen(accepted, words["input_ids"], media)}
+        return {**words, **media, **_seen(accepted, words["input_ids"], media, latents)}
     ids = words["input_ids"]
     ids = torch.cat([ids[:, :BEFORE], *(place for _, place in held.values()), ids[:, BEFORE:]], 1)
     kinds = sum((ids == token) * KINDS[kind] for token, (kind, _) in held.items())
@@ -83,14 +111,21 @@ def _placed(model: nn.Module, accepted: set[str], words: Named, media: Named) ->
     if "attention_mask" in words:
         mask = words["attention_mask"]
         beside["attention_mask"] = torch.cat([mask.new_ones(ROWS, ids.shape[1] - mask.shape[1]), mask], 1)
-    return {**words, "input_ids": ids, **media, **_seen(accepted, ids, media), **{name: one for name, one in beside.items() if name in accepted}}
+    return {**words, "input_ids": ids, **media, **_seen(accepted, ids, media, latents),
+            **{name: one for name, one in beside.items() if name in accepted}}
 
 
-def _seen(accepted: set[str], ids: Tensor, media: Named) -> Named:
-    """Which words look at which pictures, where a model asks for it: all at all."""
+def _seen(accepted: set[str], ids: Tensor, media: Named, latents: int) -> Named:
+    """Which words look at which pictures, where a model asks for it: all at all. Or in which places there are pictures,
+    of `latents` features each.
+    """
     pictures = media.get("pixel_values")
     if pictures is None:
         return {}
+    if "image_embeds_position_mask" in accepted:
+        where = torch.zeros_like(ids)
+        where[:, BEFORE:BEFORE + latents] = 1
+        return {"image_embeds_position_mask": where}
     several = pictures.shape[1:-3]
     shapes = {"image_attention_mask": (*ids.shape, *several[:1]), "cross_attention_mask": (*ids.shape, *several)}
     return {name: torch.ones(shape, dtype=torch.long) for name, shape in shapes.items() if name in accepted}
@@ -123,12 +158,22 @@ def _features(model: nn.Module, kind: str, media: Named) -> int | None:
     said = {name: getattr(model.config, name, None) for name, one in taken.items()
             if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD and name not in given}
     given |= said
-    try:
-        with torch.no_grad(), settled(model):
-            made = extract(**given)
-    except Exception:  # not in this layout
-        return None
+    made = _made(model, extract, given)
+    if made is None:  # perhaps of one picture a row
+        made = _made(model, extract, {name: one.flatten(0, 1) if one.dim() == 5 else one for name, one in given.items()
+                                      if isinstance(one, Tensor)})
     parts = (getattr(made, name, None) for name in ("pooler_output", "last_hidden_state"))
     made = next((part for part in parts if part is not None), made)
+    if made is None:
+        return None
     tensors = [one for one in tree_leaves(made) if isinstance(one, Tensor) and one.is_floating_point()]
     return sum(one.numel() // one.shape[-1] for one in tensors) // ROWS
+
+
+def _made(model: nn.Module, extract: Any, given: Named) -> Any:
+    """What the model's own function makes, None where it refuses the layout."""
+    try:
+        with torch.no_grad(), settled(model):
+            return extract(**given)
+    except Exception:
+        return None

@@ -59,7 +59,7 @@ class Painter:
         if "pixel_attention_mask" in self.accepted:
             grid["pixel_attention_mask"] = torch.ones(rows, each, dtype=torch.long)
         shapes = [(many, size * self.depth), (many, C, P, P), (many, size), (many, self.depth, C, P, P),
-                  (1, many, C, P, P), (many // merge ** 2, merge * P, merge * P, C), (rows, C, GRID * P, GRID * P)]
+                  (1, many, C, P, P), (many, merge * P, merge * P, C), (rows, C, GRID * P, GRID * P)]
         if "spatial_shapes" in grid:
             shapes.insert(0, (rows, each, size))
         if "target_sizes" in grid:
@@ -81,7 +81,8 @@ class Painter:
         rows, C, P = self.rows, self.channels, self.patch
         if "image_position_ids" in self.accepted:
             places = torch.cartesian_prod(torch.arange(GRID), torch.arange(GRID)).expand(rows, -1, -1)
-            yield {"pixel_values": self.noise(rows, GRID ** 2, C * P * P), "image_position_ids": places.clone()}
+            for side in (P, P * self.about.number("pooling_kernel_size", default=1)):
+                yield {"pixel_values": self.noise(rows, GRID ** 2, C * side ** 2), "image_position_ids": places.clone()}
         if "image_token_pooling" in self.accepted:
             yield self.pooled()
         tiles = self.about.number("max_num_tiles", default=3)

@@ -71,23 +71,28 @@ SIGHT: dict[str, dict[str, Any]] = {
                                               "mrope_section": [2, 1, 1]}},
     "glm5_next_text": {"index_kpool": 2},
     "gemma4_vision": {"pooling_kernel_size": 2},
-    "gemma4_unified_vision": {"pooling_kernel_size": 2},
+    "gemma4_unified_vision": {"pooling_kernel_size": 2, "mm_embed_dim": WIDTH, "output_proj_dims": WIDTH,
+                              "mm_posemb_size": 16},
     "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "1/2", "spatial_target_layers": [1] * 4,
                         "vision_config": {"hidden_size": 2 * WIDTH}},
     # pictures that become words of a codebook
-    "chameleon": {"vocabulary_map": {"<image>": WORDS - 1} | {f"IMGIMG{chr(65 + code // 10)}{chr(65 + code % 10)}Z":
-                                                              60 + code for code in range(CODES)}},
+    "chameleon": {"image_token_id": WORDS - 1, "vocabulary_map": {"<image>": WORDS - 1} | {
+        f"IMGIMG{chr(65 + code // 10)}{chr(65 + code % 10)}Z": 60 + code for code in range(CODES)}},
     "chameleon_vqgan": _CODED | {"num_embeddings": CODES},
-    "emu3": {"vocabulary_map": {"<image>": WORDS - 1, "<|extra_200|>": WORDS - 2} | {
+    "emu3": {"image_token_id": WORDS - 1, "vocabulary_map": {"<image>": WORDS - 1, "<|extra_200|>": WORDS - 2} | {
         f"<|visual token {code:06d}|>": 60 + code for code in range(CODES)}},
-    "emu3_vqgan": _CODED | {"codebook_size": CODES, "hidden_size": 32},
+    "emu3_vqgan": _CODED | {"codebook_size": CODES, "hidden_size": 64,
+                            "channel_multiplier": [1, 1, 1, 1, 2]},
     "apertus1p5": {"image_token_offset": 60, "audio_token_offset": 60 + CODES},
     "apertus1p5_vision_tokenizer": _CODED | {"codebook_size": CODES},
     "wavtokenizer_encoder": {"codebook_size": CODES},
     "janus_vqgan": _CODED | {"num_embeddings": CODES},
     "fast_vlm": {"vision_config": {"architecture": "test_convnext", "hidden_size": 64, "model_args": {}}},
-    "gemma3n_vision": {"architecture": "test_convnext", "hidden_size": 64},
+    "gemma3n": {"image_token_id": WORDS - 15, "audio_token_id": WORDS - 7,
+                "audio_soft_tokens_per_image": 8},
+    "gemma3n_audio": {"vocab_size": 8, "vocab_offset": WORDS - 8},
+    "gemma3n_vision": {"architecture": "test_convnext", "hidden_size": 64, "vocab_size": 8, "vocab_offset": WORDS - 16},
     "perception_lm": {"vision_config": {"architecture": "vit_pe_core_large_patch14_336", "model_args": {
-        "embed_dim": WIDTH, "depth": 2, "num_heads": 4, "img_size": [SIDE, SIDE], "patch_size": PATCH,
-        "global_pool": "", "use_post_transformer_norm": False, "ref_feat_shape": [4, 4]}}},
+        "embed_dim": WIDTH, "depth": 2, "num_heads": 4, "img_size": [2 * SIDE, 2 * SIDE], "patch_size": PATCH,
+        "global_pool": "", "use_post_transformer_norm": False, "ref_feat_shape": [8, 8]}}},
 }

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Set
+from itertools import product
 
 import torch
 from torch import Generator, Tensor
@@ -18,8 +19,9 @@ class Recorder:
 
     def __init__(self, accepted: Set[str], about: Description, rows: int, generator: Generator) -> None:
         self.accepted, self.about, self.rows, self.generator = accepted, about, rows, generator
-        self.bands = about.number("num_mel_bins", "feature_projection_input_dim", "input_feat_size", "feature_size",
-                                  "n_mels", "mel_bins", "num_mel_bands", "input_dim", "input_size", default=80)
+        bands = about.number("num_mel_bins", "audio_embed_dim", "feature_projection_input_dim", "input_feat_size", "feature_size",
+                                  "n_mels", "mel_bins", "num_mel_bands", "input_dim", "input_size", default=0)
+        self.bands = (bands,) if bands else (80, 128)
 
     def noise(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator)
@@ -27,13 +29,13 @@ class Recorder:
     def layouts(self) -> Iterator[Named]:
         """Sounds in each layout that the names allow, the likeliest first; none if the model reads none."""
         if "input_features" in self.accepted:
-            for frames in self.lengths():
-                for shape in ((self.bands, frames), (frames, self.bands)):
+            for frames, bands in product(self.lengths(), self.bands):
+                for shape in ((bands, frames), (frames, bands)):
                     yield {"input_features": self.noise(self.rows, *shape), **self.masks(frames)}
         elif "input_values" in self.accepted:
             length = self.about.number("max_length", default=0)
             if length and self.about.first("num_mel_bins"):  # a spectrogram
-                yield {"input_values": self.noise(self.rows, length, self.bands)}
+                yield {"input_values": self.noise(self.rows, length, self.bands[0])}
             for samples in self.samples():
                 yield {"input_values": self.noise(self.rows, samples), **self.masks(samples)}
                 yield {"input_values": self.noise(self.rows, 1, samples), **self.masks(samples)}
@@ -47,7 +49,7 @@ class Recorder:
 
     def samples(self) -> Iterator[int]:
         """How many samples make some frames behind the convolutions."""
-        strides = self.about.first("conv_stride", "downsampling_ratios", "upsampling_ratios", default=(320,))
+        strides = self.about.first("conv_stride", "patch_sizes", "downsampling_ratios", "upsampling_ratios", default=(320,))
         yield math.prod(strides) * (FRAMES + 1)
         yield math.prod(strides) * 4 * FRAMES
 
