@@ -36,7 +36,7 @@ def posed(subject: Subject, batch: Batch, targets: Targets) -> tuple[Batch, Targ
     Cost: where the model is to write an answer, what that takes.
     Raises: ValueError for an answer whose part is outside of it, prompts that are no text, pairs that are none.
     """
-    if any(isinstance(target, Similarity) for target in targets.targets) and batch.layout is None:
+    if any(map(_similarities, targets.targets)) and batch.layout is None:
         return _compared(subject, batch, targets)
     if not any(_answers(target) for target in targets.targets):
         return batch, targets
@@ -248,13 +248,13 @@ def _spelled(subject: Subject, tokens: Sequence[int]) -> list[str]:
 
 def _compared(subject: Subject, batch: Batch, targets: Targets) -> tuple[Batch, Targets]:
     """Pairs, each text by itself; or inputs that are compared with one that is held."""
-    alike = [isinstance(target, Similarity) for target in targets.targets]
-    paired_up = [one and target.to is None for one, target in zip(alike, targets.targets)]
+    alike = [_similarities(target) for target in targets.targets]
+    paired_up = [any(one.to is None for one in each) for each in alike]
     if "pixel_values" in batch.kwargs and "input_ids" in batch.kwargs:  # the model compares both itself
-        if not all(paired_up[row] for row, one in enumerate(alike) if one):
+        if not all(one.to is None for each in alike for one in each):
             raise ValueError("an image and a text are compared with each other; leave to= out")
         return batch, targets
-    if all(paired_up):
+    if all(paired_up) and all(isinstance(target, Similarity) for target in targets.targets):
         flat = subject.prepare(paired(batch)).to(next(iter(batch.kwargs.values())).device)
         units = joined(flat.units)
         width = len(flat.units.tokens[0])
@@ -262,13 +262,23 @@ def _compared(subject: Subject, batch: Batch, targets: Targets) -> tuple[Batch, 
         source = torch.arange(2 * width).view(1, 2, width).masked_fill(padding, -1)
         return _as(flat, batch, units, Layout(source, flat.units)), targets
     if any(paired_up):
-        raise ValueError("some rows are compared with each other and some with a text of their own; explain them apart")
-    return batch, replace(targets, targets=tuple(_held(subject, target) if one else target
-                                                 for one, target in zip(alike, targets.targets)))
+        raise ValueError("some targets compare the texts of a pair with each other and some do not; explain them apart")
+    return batch, replace(targets, targets=tuple(_held(subject, target) for target in targets.targets))
 
 
-def _held(subject: Subject, target: Similarity) -> Likeness:
-    """A target with the embedding that inputs are compared with."""
+def _similarities(target: Target) -> list[Similarity]:
+    """The similarities that a target is made of."""
+    if isinstance(target, Contrast):
+        return [*_similarities(target.a), *_similarities(target.b)]
+    return [target] if isinstance(target, Similarity) else []
+
+
+def _held(subject: Subject, target: Target) -> Target:
+    """A target with the embeddings that inputs are compared with."""
+    if isinstance(target, Contrast):
+        return Contrast(_held(subject, target.a), _held(subject, target.b))
+    if not isinstance(target, Similarity):
+        return target
     other = subject.prepare(target.to)
     with settled(subject.model), torch.no_grad():
         e = embedded(subject.forward(other), other, target.pool)

@@ -235,6 +235,34 @@ def test_latents_and_files_of_an_answer(tmp_path):
                                                    at="L1@1").at("L1@1"))
 
 
+def test_what_stands_apart_from_the_words_has_its_share(tmp_path):
+    """Special tokens, the answer, and a first token that is a word: on each of them models park attention."""
+    from relprop.view import words as drawn
+
+    subject = gpt2()
+    r = explain(subject, PROMPTS, Answer(" paris in"))
+    for row in range(2):
+        size = {"words": 0.0, "special tokens": 0.0, "answer": 0.0}
+        for t, value in enumerate(r.map[row].abs().tolist()):
+            said, word = r.units.answers[row][t], r.units.word_ids[row][t]
+            size["answer" if said else "special tokens" if word is None else "words"] += value
+        found = r.shares(row)
+        assert found == pytest.approx({name: value / sum(size.values()) for name, value in size.items()})
+        assert sum(found.values()) == pytest.approx(1) and found["special tokens"] > 0
+    told = dict(drawn.aside(r, 0))
+    assert [name.rstrip("0123456789. %") for name in told] == ["special tokens", "answer"]
+    said = next(boxes for name, boxes in told.items() if name.startswith("answer"))
+    assert [one.rsplit(" ", 1)[0].lstrip("\u0120\u2423_ ") for one in said] == ["paris", "in"]
+    page = r.save(tmp_path / "a.html").read_text()
+    assert f"answer {100 * r.shares(0)['answer']:.1f} %" in page and "special tokens" in page
+    r.save(tmp_path / "a.png")
+    bare = explain(gpt2(begins=False), PROMPTS)  # no <s> in front
+    first = bare.map[0].abs()
+    assert bare.shares(0) == pytest.approx({"words": 1.0, "special tokens": 0.0,
+                                            "first token": float(first[0] / first.sum())})
+    assert drawn.aside(bare, 0)[-1][0].startswith("first token")
+
+
 def test_answers_are_outcomes():
     subject = gpt2()
     base, other = "alice was born in", "bob was born in"

@@ -9,7 +9,7 @@ from lexicon import WORDS, reading
 from written import closes, run, same, tokens
 
 import relprop
-from relprop import Similarity, explain, load
+from relprop import Contrast, Similarity, explain, load
 
 SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
 PAIRS = [("alice saw bob", "bob saw the dog in london"), ("who was born in paris ?", "a cat")]
@@ -172,9 +172,18 @@ def test_a_similarity_to_one_text_is_an_outcome(encoder):
         relprop.effects(encoder, PAIRS[:1], [("alice saw paris", PAIRS[0][1])], Similarity(), kind="total")
 
 
+def test_nearer_to_one_text_than_to_another(encoder):
+    texts = ["alice saw bob", "the dog walks in paris"]
+    target = Contrast(Similarity(to="a cat"), Similarity(to="bob saw the dog"))
+    r = explain(encoder, texts, target)
+    a, b = explain(encoder, texts, target.a), explain(encoder, texts, target.b)
+    assert torch.allclose(r.value, a.value - b.value, atol=1e-6) and torch.allclose(r.map, a.map - b.map, atol=1e-5)
+    assert (r.ledger.error < 1e-9).all() and r.target[0] == "similarity to 'a cat' - similarity to 'bob saw the dog'"
+
+
 @pytest.mark.parametrize("inputs, target, said", [
     ("alice saw bob", Similarity(), r"give pairs \(a, b\), or Similarity\(to=...\)"),
-    (PAIRS, [Similarity(), Similarity(to="a cat")], "some rows are compared with each other"),
+    (PAIRS, [Similarity(), Similarity(to="a cat")], "some targets compare the texts of a pair with each other"),
     (PAIRS, Similarity(pool="max"), "a similarity has no 'max'; there are mean, cls, last, pooler"),
     (PAIRS, Similarity(by="euclid"), "a similarity has no 'euclid'; there are cosine, dot"),
     (PAIRS, None, r"no logits in an output .* give Similarity\(\) for pairs of texts"),

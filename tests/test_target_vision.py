@@ -37,7 +37,8 @@ def siglip():
     from transformers import SiglipConfig, SiglipForImageClassification
 
     return sharpened(SiglipForImageClassification(SiglipConfig(id2label=LABELS, vision_config=dict(
-        image_size=24, patch_size=6, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24))))
+        image_size=24, patch_size=6, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=24))))
 
 
 HEADS = {

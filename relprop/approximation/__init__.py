@@ -62,7 +62,6 @@ from ..intervene import Places, Site, parts
 from ..ops import activation, linear, matmul, mul, norm, softmax
 from ..still import settled
 from ..subject import Subject
-from ..target import Contrast, Prediction, Probability, Target
 from .agreement import Agreement, Estimates, agreement
 from .norms import Stations, stations
 from .place import Place
@@ -119,7 +118,7 @@ def estimates(subject: Subject | nn.Module, base: object, counterfactual: object
     batch = subject.prepare(base)
     other = None if counterfactual is None else subject.prepare(counterfactual)
     targets = subject.targets(outcome, batch.rows)
-    if any(map(_open, targets.targets)):
+    if any(target.left_open for target in targets.targets):  # a prediction must be the same one in every run
         with torch.no_grad(), settled(subject.model):
             targets = targets.fixed(subject.forward(batch), batch)
     read = lambda of: lambda output, index: targets.take(index).value(output, of.take(index))
@@ -198,12 +197,6 @@ def _still(model: nn.Module) -> Iterator[None]:
         for one in (settled(model), torch.inference_mode(False), torch.enable_grad()):
             stack.enter_context(one)
         yield
-
-
-def _open(target: Target) -> bool:
-    """Whether a target is of the prediction, which must be the same one in every run."""
-    parts = {Contrast: ("a", "b"), Probability: ("of",)}.get(type(target), ())
-    return isinstance(target, Prediction) or any(_open(getattr(target, part)) for part in parts)
 
 
 __all__ = ["ALONG", "METHODS", "STEPS", "Agreement", "Estimates", "Place", "Query", "agreement", "estimated",

@@ -16,7 +16,7 @@ from ..data.alignment import Truth
 from ..errors import Undefined
 from ..still import settled
 from ..subject import Subject
-from ..target import Class, Reading, Target, Targets, Token
+from ..target import Choice, Reading, Target, Targets
 from ..tokens import Batch, ImageUnits
 
 BY = ("token", "word", "patch")
@@ -147,14 +147,14 @@ class Case:
             output = subject.forward(batch)
         found = []
         for row, target in enumerate(targets.targets):
-            if not isinstance(target, (Class, Token)):
+            if not isinstance(target, Choice):
                 raise ValueError(f"a {type(target).__name__} has no class next to it; explain a class or token")
-            z = target.choices(Reading(output, batch, targets.vocabulary, torch.tensor([row])))[0].clone()
+            reading = Reading(output, batch, targets.vocabulary, torch.tensor([row]))
+            z = target.choices(reading)[0].clone()
             if len(z) < 2:
                 raise Undefined("a model with a single logit has no other class to explain")
-            z[target.index] = -torch.inf
-            index = int(z.argmax())
-            found.append(Class(index) if isinstance(target, Class) else replace(target, token=index))
+            z[target.column(reading)] = -torch.inf
+            found.append(target.other(int(z.argmax())))
         return found
 
     def _removal(self, baseline: str | int | None) -> Removal:

@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import rows, units
 from ..still import settled
 from ..subject import Subject
-from ..target import Class, Probability, Reading, Target, Targets, Token
+from ..target import Choice, Probability, Reading, Target, Targets, Token
 from ..tokens import Batch
 from . import statistics
 from .removal import Removal, chance, whole
@@ -37,16 +37,16 @@ VALUE, PROBABILITY, KEPT = range(3)  # what is read of an input
 
 @dataclass(frozen=True)
 class Decision(Target):
-    """1 where the model decides for a class or token, else 0: the largest logit, or a positive one where each class is
-    decided for itself."""
+    """1 where the model decides for a class, tag or token, else 0: the largest logit, or a positive one where each class
+    is decided for itself."""
 
-    of: Class | Token
+    of: Choice
 
     def value(self, reading: Reading) -> Tensor:
-        z = self.of.choices(reading)
-        own = z[:, self.of.index]
+        z, column = self.of.choices(reading), self.of.column(reading)
+        own = z.gather(1, column[:, None])[:, 0]
         each = not isinstance(self.of, Token) and (reading.vocabulary.multilabel or z.shape[1] == 1)
-        return (own > 0 if each else z.argmax(1) == self.of.index).to(z.dtype)
+        return (own > 0 if each else z.argmax(1) == column).to(z.dtype)
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Readout:
 
     @property
     def decides(self) -> bool:
-        """Whether the targets are classes or tokens, which alone have a probability and can be decided for."""
-        return all(isinstance(target, (Class, Token)) for target in self.targets.targets)
+        """Whether the targets are classes, tags or tokens, which alone have a probability and can be decided for."""
+        return all(isinstance(target, Choice) for target in self.targets.targets)
 
     def read(self, changed: Batch, which: Tensor) -> Tensor:
         """Value, probability and decision of the rows `which` (R,) in their changed form, (R, 3), float64, CPU."""

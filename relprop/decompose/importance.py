@@ -19,7 +19,7 @@ from ..result import Relevance
 from ..run import independent
 from ..still import settled
 from ..subject import Subject
-from ..target import Class, Contrast, Reading, Targets, Token
+from ..target import Choice, Contrast, Reading, Targets
 from ..tokens import Batch
 from .run import Run
 from .source import Source, patches, pictured, split_input
@@ -77,14 +77,13 @@ def _contrasted(asked: Asked, output: object) -> Targets:
     """The targets, each class or token against the highest of the others."""
     found = list(asked.targets.targets)
     for row, target in enumerate(found):
-        if isinstance(target, (Class, Token)):
+        if isinstance(target, Choice):
             reading = Reading(output, asked.batch, asked.targets.vocabulary, torch.tensor([row]))
             z = target.choices(reading)[0].clone()
-            z[target.index] = -torch.inf
+            z[target.column(reading)] = -torch.inf
             other = int(z.argmax())
             if bool(z[other].isfinite()):
-                name = "index" if isinstance(target, Class) else "token"
-                found[row] = Contrast(target, replace(target, **{name: other}))
+                found[row] = Contrast(target, target.other(other))
     return replace(asked.targets, targets=tuple(found))
 
 
