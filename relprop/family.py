@@ -26,6 +26,8 @@ OWN_POSITIONS = ("camembert", "data2vec-text", "esm", "ibert", "longformer", "mp
 OFFSET_POSITIONS = tuple(name for name in OWN_POSITIONS if name != "opt")
 # modules that run another one as it is, and where they keep it
 WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+# classes of layers that other layers were put into, which together are one map of what they read
+ADAPTED = ("BaseTunerLayer",)
 # transformers' tables of classes by task, and what its pipelines call the task; the first that lists a class counts
 TASKS = {
     "SEQUENCE_CLASSIFICATION": "text-classification",
@@ -37,6 +39,8 @@ TASKS = {
     "MASKED_LM": "fill-mask",
     "CAUSAL_LM": "text-generation",
 }
+# what configs call the token that holds the place of a piece of a picture
+SIGNS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 MODALITIES = {"input_ids": "text", "pixel_values": "image"}  # by the name of a model's main input
 
 
@@ -75,6 +79,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def adapted(module: nn.Module) -> bool:
+    """Whether a module is a layer with what an adapter added to it, such as LoRA's two matrices."""
+    return any(kind.__name__ in ADAPTED for kind in type(module).__mro__)
+
+
 def prefix_tokens(model: nn.Module) -> int:
     """Number of class, distillation and register tokens in front of the patches; 0 of a model without patches."""
     if any(kind.__name__ in LATE_CLASS for kind in type(model).__mro__):
@@ -95,6 +104,13 @@ def arguments(model: nn.Module) -> tuple[str, ...]:
 def pixel_argument(model: nn.Module) -> str | None:
     """Name of the argument for pixels, None if they are the first."""
     return "pixel_values" if "pixel_values" in arguments(model) else None
+
+
+def signs(model: nn.Module) -> tuple[int, ...]:
+    """Ids of the tokens that hold the places of pictures among words, as the config says them."""
+    config = _config(model)
+    known = [getattr(config, name, None) for name in SIGNS]
+    return tuple(sorted({one for one in known if isinstance(one, int)}))
 
 
 def takes_positions(model: nn.Module) -> bool:

@@ -50,12 +50,13 @@ def seen(name: str, tensors: Mapping[str, Tensor], images: Tensor, processor: ob
     return Pictures(list(images), rows, found, lattices=laid)
 
 
-def prepared(tensors: Mapping[str, Tensor], processor: object, cut: Cut) -> Pictures | None:
+def prepared(tensors: Mapping[str, Tensor], processor: object, cut: Cut, signs: Sequence[int] = ()) -> Pictures | None:
     """The pictures of tensors that a processor made before, as far as these say how large they were; None where they do
     not, and the pixels lie in rows.
 
     The processor is given plain pictures of these sizes; where it makes tensors of the same shapes of them, it is known
-    where the entries come from, and the pictures are put together from the pixels.
+    where the entries come from, and the pictures are put together from the pixels. Else all that can be known is which
+    row each patch or tile is of, by the tokens `signs` that hold their places in the texts.
     Raises: ValueError for the pixels of several rows, one after the other, of which no more is known.
     """
     count = len(tensors["input_ids"])
@@ -76,11 +77,34 @@ def prepared(tensors: Mapping[str, Tensor], processor: object, cut: Cut) -> Pict
                                      counts=positions(tensors["input_ids"], processor, found, rows)), make)
     packed = [name for name, value in tensors.items()
               if isinstance(value, Tensor) and value.dim() and len(value) != count]
-    if packed and count > 1:
-        raise ValueError(f"{packed[0]} has {len(tensors[packed[0]])} items for {count} rows, and which row each is of "
+    held = torch.isin(tensors["input_ids"].cpu(), torch.tensor(list(signs) or [-1])).sum(1)
+    owners = {name: torch.zeros(len(tensors[name]), dtype=torch.long) if count == 1 else _shared(name, tensors, held)
+              for name in packed}
+    unknown = next((name for name, rows in owners.items() if rows is None), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown} has {len(tensors[unknown])} items for {count} rows, and which row each is of "
                          "is not known; give the texts and pictures themselves, or one row")
-    return Pictures([], [], {}, {name: torch.zeros(len(tensors[name]), dtype=torch.long) for name in packed}
-                    ) if packed else None
+    return Pictures([], [], {}, owners) if packed else None
+
+
+GRIDS = ("image_grid_thw", "video_grid_thw", "image_grid_hw", "spatial_shapes", "target_sizes")
+"""What there is one of for each picture: how many patches it has, along each of its sides."""
+
+
+def _shared(name: str, tensors: Mapping[str, Tensor], held: Tensor) -> Tensor | None:
+    """The row of each item of a tensor that has them one after the other, (N,), by the number of places that each row's
+    text holds for them; None where items and places do not end together.
+
+    Models put what they make of pictures into the places in order, patches of equal size giving equally many.
+    """
+    value = tensors[name]
+    sizes = value.prod(-1) if name in GRIDS else torch.ones(len(value))
+    if not held.sum() or not sizes.sum():
+        return None
+    ends = sizes.cpu().double().cumsum(0) / sizes.sum().item()
+    rows = held.double().cumsum(0) / held.sum()
+    together = torch.isclose(ends[:, None], rows[held > 0]).any(0)
+    return torch.searchsorted(rows, ends - 1e-9) if together.all() else None
 
 
 def _or_none(make: Maker, images: Sequence[Tensor]) -> dict[str, Tensor] | None:

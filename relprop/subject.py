@@ -261,7 +261,7 @@ class Subject:
         if plain and "image_sizes" not in tensors:
             shown = (self.pixels or Pixels(pixels.shape[1])).shown(pixels)
             return sight.seen(name, tensors, shown, self.processor, cut)
-        return sight.prepared(tensors, self.processor, cut)
+        return sight.prepared(tensors, self.processor, cut, family.signs(self.model))
 
     def _tensors(self, inputs: object) -> Batch:
         args = tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,)
