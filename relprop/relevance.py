@@ -5,6 +5,7 @@ pixels) is the business of the levels above.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,23 +92,30 @@ class _Run(Run):
     layers: tuple[str, ...] = ()
     reentrant: bool = False
     """Whether the model has checkpoints of the kind that `torch.autograd.grad` does not pass."""
+    copying: bool = False
+    """Whether the model writes into tensors that its own way back needs."""
 
     def whole(self) -> Propagation | None:
-        """`once`, and once more by torch's other way back where the model's checkpoints ask for it."""
+        """`once`, and once more in the way that the model asks for: torch's other way back for its checkpoints, or with
+        what is kept for the way back copied where the model writes into it, such as a state between its layers.
+        """
         try:
             return self.once()
         except RuntimeError as error:
-            if self.reentrant or "use_reentrant" not in str(error):
+            if not self.reentrant and "use_reentrant" in str(error):
+                self.reentrant = True
+            elif not self.copying and "modified by an inplace operation" in str(error):
+                self.copying = True
+            else:
                 raise
-        self.reentrant = True
-        return self.once()
+        return self.whole()
 
     def once(self) -> Propagation | None:
         """Forward and backward; None where the ledger cannot tell the rows of the batch apart."""
         rows = Rows(self.rows)
         journal = Journal(rows, torch.promote_types(self.dtype, torch.float32)) if self.ledger else None
         taps = {**self.taps, **{f"layer {path}": Tap(path) for path in self.layers}}
-        with self.ran(rows, journal=journal, taps=taps) as (mode, leaves, output):
+        with self._kept(), self.ran(rows, journal=journal, taps=taps) as (mode, leaves, output):
             with torch._C.DisableTorchFunction():
                 value = self.asked(output)
                 flow = None if journal is None else self._book_target(journal, output, value)
@@ -119,6 +127,9 @@ class _Run(Run):
         if not rows.exact:
             return None
         return self._found(output, value, relevance, mode, journal, flow)
+
+    def _kept(self) -> AbstractContextManager:
+        return torch.autograd.graph.allow_mutation_on_saved_tensors() if self.copying else nullcontext()
 
     def _book_target(self, journal: Journal, output: Any, value: Tensor) -> Tensor:
         """What a target that is not linear in the output (a probability, a product) keeps for itself.

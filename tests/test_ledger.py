@@ -135,6 +135,7 @@ def everything(self, x):
     x = x + F.gelu(self.norm(x)) + F.relu(F.rms_norm(x, (D,)))
     x = x + F.group_norm(x.mT, 2).mT
     x = x + F.scaled_dot_product_attention(x, x, x) + torch.softmax(x @ x.mT, -1) @ x
+    x = x + torch.linalg.solve_triangular(x @ x.mT / 9, x, upper=False, unitriangular=True)
     return self.head(x + gate * x).sum(1)
 
 

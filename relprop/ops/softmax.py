@@ -56,10 +56,19 @@ def apply(call: Call, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     def run(scores: Tensor) -> Tensor:
         return call.func(scores, *args, **kwargs)
 
+    def kept(scores: Tensor) -> Tensor:
+        """Of a query that may look at nothing at all the pattern is NaN, which models fill with zeros afterwards."""
+        scores = scores.view_as(scores)
+        y = run(scores)
+        if bool(y.detach().select(kwargs.get("dim", args[0] if args else -1), 0).isnan().any()):
+            nothing = y.detach().isnan()
+            scores.register_hook(lambda g: g.masked_fill(nothing, 0))
+        return y
+
     if call.rule is hold:
         return run(x).detach()
     if call.rule is taylor:
-        return call.booked(SOFTMAX, [x], run)
+        return call.booked(SOFTMAX, [x], kept)
     return Unary.apply(x, run, call.rule, call.journal, SOFTMAX)
 
 

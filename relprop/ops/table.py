@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from . import (
-    activation, add, attention, conv, embedding, grouped, linear, matmul, move, mul, norm, pool, recurrent, softmax)
+    activation, add, attention, conv, embedding, grouped, linear, matmul, move, mul, norm, pool, recurrent, softmax,
+    solve)
 from .call import plain
 from .split import difference
+from .split import moved as split_moved
 
 Run = Callable[..., Any]
 
@@ -36,7 +38,7 @@ class Op:
     split: Run = difference
 
 
-_NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg, torch._C._nn)
+_NAMESPACES = (torch, torch.Tensor, F, torch.special, torch.linalg, torch.fft, torch._C._nn)
 _TABLE: dict[Any, Op] = {}
 
 _MOVE = """view reshape view_as reshape_as permute transpose transpose_ swapaxes swapdims movedim moveaxis t T mT H mH
@@ -61,6 +63,9 @@ _POOL = """mean sum cumsum logcumsumexp nanmean nansum trace avg_pool1d avg_pool
     upsample_bilinear2d upsample_nearest2d upsample_bicubic2d upsample_linear1d upsample_nearest1d upsample_trilinear3d
     _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sample grid_sampler _adaptive_avg_pool2d
     _adaptive_avg_pool3d unfold"""
+_FOURIER = """fft ifft rfft irfft hfft ihfft fft2 ifft2 rfft2 irfft2 hfft2 ihfft2 fftn ifftn rfftn irfftn hfftn ihfftn
+    fftshift ifftshift"""
+"""Linear with constant weights; relevance of a complex number is that of its two parts."""
 _ACTIVATION = """relu relu6 gelu silu mish tanh sigmoid hardtanh hardswish hardsigmoid leaky_relu elu selu celu
     softplus softsign tanhshrink softshrink hardshrink logsigmoid log_sigmoid threshold exp exp2 expm1 log log2 log10
     log1p sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc erfinv abs absolute __abs__ sign sgn clamp
@@ -136,6 +141,7 @@ _fill("softmax log_softmax _softmax softmin", "softmax", softmax.softmax, softma
 _fill("matmul bmm mm mv dot inner vdot __matmul__ __rmatmul__", "matmul", matmul.matmul, matmul.split_matmul)
 _fill("baddbmm", "matmul", matmul.baddbmm, matmul.split_baddbmm)
 _fill("einsum", "matmul", matmul.einsum, matmul.split_einsum)
+_fill("solve_triangular", "matmul", solve.solve_triangular, solve.split_solve_triangular)
 _fill("scaled_dot_product_attention", "attention", attention.scaled_dot_product_attention, attention.split_attention)
 _fill("multi_head_attention_forward", "attention", attention.multi_head_attention_forward,
       attention.multi_head_attention_forward)
@@ -169,4 +175,5 @@ _fill("glu", "activation", activation.glu, activation.glu)
 _fill(_ACTIVATION, "activation", activation.elementwise, activation.split_elementwise)
 _fill_inplace(_ACTIVATION, "activation", activation.elementwise, activation.split_elementwise)
 _fill(_POOL, "pool", pool.pool, pool.split_pool)
+_fill(_FOURIER, "pool", plain, split_moved)
 _fill(_MOVE, "move", plain, move.split_move)

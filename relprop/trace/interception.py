@@ -25,6 +25,8 @@ from ..ops import Call, Journal, Op, activation, add, linear, lookup, matmul, mo
 from ..ops.call import cast, dependent, offered, plain, scaled
 from ..ops.journal import ACTIVATION, CONSTANT, POSITIONS, Rows, preserve
 from .activation import activation_offset
+from .custom import in_the_open
+from .ids import Ids, Origin
 from .opening import first, opened
 from .slot import hooked_activation
 
@@ -45,6 +47,7 @@ PATTERN = "pattern"
 """Side of a tap that means the pattern of an attention, beside "input" and "output"."""
 _ORIGIN, _INPUT, _SOFTMAX = "_relprop_origin", "_relprop_input", "_relprop_softmax"
 _SCORES, _TURNED = "_relprop_scores", "_relprop_turned"
+_LOOKUPS = frozenset({"__getitem__", "index_select"})
 _CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16"})
 
 
@@ -85,7 +88,8 @@ class Interception(TorchFunctionMode):
     """Runs the calls of `model` under the rules of `composite`.
 
     Use `intercepted`, which also places the hooks. Inside, `leaves` collects the word embeddings that became inputs,
-    and `steps`, on a `way`, the whole of it for each of them. `positions`: rotations by position have relevance.
+    `steps`, on a `way`, the whole of it for each of them, and `moved` where the entries of those came from that do not
+    lie as the ids do. `positions`: rotations by position have relevance.
     """
 
     def __init__(self, model: nn.Module, composite: Composite, *, journal: Journal | None = None,
@@ -99,7 +103,8 @@ class Interception(TorchFunctionMode):
         self.leaves: dict[str, Tensor] = {}
         self.steps: dict[str, Tensor] = {}
         self.tapped: dict[str, Tapped] = {}
-        self._ids = {t.untyped_storage().data_ptr(): name for name, t in (token_ids or {}).items()}
+        self.moved: dict[str, Origin] = {}
+        self._ids = Ids(token_ids or {}, {} if way is None else way.starts)
         self._ids_shapes = {name: t.numel() for name, t in (token_ids or {}).items()}
         self._taps = dict(taps or {})
         self._opened = {tap.path for tap in self._taps.values() if tap.side == PATTERN}
@@ -303,9 +308,15 @@ class Interception(TorchFunctionMode):
         kind = getattr(lookup(func), "kind", "") if self._taps else ""
         if kind:  # a call counts whether it is reached or not
             self._tap_input(kind, args)
+        if func is Tensor.requires_grad_:  # a constant that the model makes a leaf of its own is none of ours
+            return args[0]
         output = func(*args, **kwargs)
         if kind:
             self._tap_output(kind, args, output)
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            self._ids.follow(func, args, kwargs, output)
+        elif getattr(func, "__name__", "") in _LOOKUPS and (found := self._ids.origin(args[-1])) is not None:
+            return self._read(output, found, lambda ids: func(*args[:-1], ids))  # of a table of floating numbers
         if self.journal is not None and isinstance(output, Tensor) and output.is_floating_point():
             for value in tree_flatten((args, kwargs))[0]:
                 if isinstance(value, Tensor) and (name := self._parameter(value)):
@@ -330,27 +341,37 @@ class Interception(TorchFunctionMode):
         output = func(input, weight, *args, **kwargs)
         if weight.requires_grad:
             return output
-        name = self._ids.get(input.untyped_storage().data_ptr()) or self._by_table(input, weight)
-        if name is None:
+        origin = self._ids.origin(input) or self._by_table(input, weight)
+        if origin is None:
             setattr(output, _ORIGIN, self._parameter(weight))
             return output
+        return self._read(output, origin, lambda ids: func(ids, weight, *args, **kwargs))
+
+    def _read(self, output: Tensor, origin: Origin, look: Callable[[Tensor], Tensor]) -> Tensor:
+        """What was looked up for explained ids becomes an input; `look` looks up others."""
+        name = origin.name
         leaf, known = output.detach(), name if name not in self.leaves else f"{name}#{len(self.leaves)}"
         if self.way is not None and name in self.way.starts:
-            start = func(self.way.starts[name](input), weight, *args, **kwargs).detach()
+            start = look(origin.start).detach()
             self.steps[known] = leaf - start
             leaf = start + self.way.at * self.steps[known]
         self.leaves[known] = leaf.requires_grad_()
+        if not origin.whole:
+            self.moved[known] = origin
         return offered(leaf)
 
-    def _by_table(self, input: Tensor, weight: Tensor) -> str | None:
-        """The ids that a model copied before it looked them up, known by their number and the model's own table."""
+    def _by_table(self, input: Tensor, weight: Tensor) -> Origin | None:
+        """The ids that a model made anew before it looked them up, known by their number and the model's own table."""
         table = getattr(self.model, "get_input_embeddings", None)
         try:
             table = getattr(table(), "weight", None) if table else None
         except (NotImplementedError, AttributeError, TypeError):
             return None
         fits = [name for name, size in self._ids_shapes.items() if size == input.numel() and name not in self.leaves]
-        return fits[0] if table is weight and fits else None
+        if table is not weight or not fits:
+            return None
+        start = self.way.starts[fits[0]](input) if self.way is not None and fits[0] in self.way.starts else None
+        return Origin(fits[0], input.shape, torch.arange(input.numel(), device=input.device).view(input.shape), start)
 
     # -- modules -------------------------------------------------------------------------------------------------
 
@@ -499,7 +520,7 @@ def intercepted(model: nn.Module, composite: Composite, *, kind: type[Intercepti
         for path, module in model.named_modules():
             if mode.asks_where or not _known(module):
                 handles += _hooked(mode, path, module)
-        with mode:
+        with in_the_open(model), mode:
             yield mode
     finally:
         for handle in handles:
