@@ -186,12 +186,16 @@ def _steps_along(number: Tensor, rough: Tensor, step: Callable[[Tensor, Tensor],
     anchors = inside[torch.linspace(0, len(inside) - 1, min(_ANCHORS, len(inside))).long()]
     lags = torch.arange(1, min(_REACH, count - 1) + 1)
     ahead = (anchors[:, None] + lags).clamp(max=count - 1)
-    far = step(anchors[:, None].expand_as(ahead), ahead) > 2 * rough[anchors][:, None]
+    on = step(anchors[:, None].expand_as(ahead), ahead)
+    far = on.abs() > 2 * rough[anchors][:, None]
     first = far.int().argmax(1)[far.any(1)]
     size = sizes[number.clamp(min=0)]
     if not len(first):  # a single line
         return size
     lag = int(lags[first.mode().values])
+    ahead = on[far.any(1)].gather(1, first[:, None])
+    mirrored = float(ahead.sign().sum()) < 0  # the picture may be mirrored
+    step = (lambda i, j, there=step: -there(i, j)) if mirrored else step
     found = torch.zeros(count, dtype=torch.float64)
     for several in (1, *_FAR):  # over several entries what is rounded counts less
         far = _neighbours(step, count, lag * several) / several
