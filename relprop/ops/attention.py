@@ -16,11 +16,9 @@ from ..numerics import through, widened
 from . import matmul as product
 from . import softmax
 from .call import Call, biases, dependent, scaled, wide
+from .chunk import entries
 from .journal import POSITIONS, SOFTMAX
 from .split import Split, led
-
-CHUNK = 1 << 22
-"""Entries of the attention pattern that the held rule computes at a time: 16 MiB in float32."""
 
 
 def additive(mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> Tensor | None:
@@ -61,22 +59,35 @@ class HeldPattern(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         query, key, mask = ctx.saved_tensors
-        key, mask = grouped(key, query), additive(mask, ctx.is_causal, query, key)
-        g_v = through(lambda g: _transposed(query, key, mask, ctx.scale, g), g, query.dtype)
+        key = grouped(key, query)
+        g_v = through(lambda g: _transposed(query, key, mask, ctx.is_causal, ctx.scale, g), g, query.dtype)
         if ctx.heads is not None and ctx.heads != g_v.shape[-3]:
             g_v = g_v.unflatten(-3, (ctx.heads, -1)).sum(-3)
         return None, None, g_v, None, None, None, None
 
 
-def _transposed(query: Tensor, key: Tensor, mask: Tensor | None, scale: float, g: Tensor) -> Tensor:
-    """A^T g without ever holding more than `CHUNK` entries of the pattern A, which is made of scores in float32."""
-    rows = max(1, CHUNK // max(1, query[..., 0, 0].numel() * key.shape[-2]))
+def blocks(query: Tensor, key: Tensor) -> list[slice]:
+    """Queries that are taken together, so that no more than a chunk of the pattern is held at once."""
+    several = max(1, entries(of_pairs=True) // max(1, query[..., 0, 0].numel() * key.shape[-2]))
+    return [slice(start, start + several) for start in range(0, query.shape[-2], several)]
+
+
+def within(where: slice, mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> Tensor | None:
+    """The mask of a block of queries, as something to add to their scores."""
+    if not is_causal:
+        return additive(mask if mask is None or mask.shape[-2] == 1 else mask[..., where, :], False, query, key)
+    later = torch.arange(key.shape[-2], device=query.device) > torch.arange(
+        query.shape[-2], device=query.device)[where, None]
+    return torch.zeros(later.shape, dtype=query.dtype, device=query.device).masked_fill_(later, -math.inf)
+
+
+def _transposed(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float, g: Tensor) -> Tensor:
+    """A^T g, a block of queries at a time; the pattern A is made of scores in float32."""
     total: Tensor | None = None
-    for start in range(0, query.shape[-2], rows):
-        stop = start + rows
-        part = mask if mask is None or mask.shape[-2] == 1 else mask[..., start:stop, :]
-        weights = pattern(widened(query[..., start:stop, :]), widened(key), part, scale)
-        term = widened(weights.to(g.dtype).mT @ g[..., start:stop, :])
+    for where in blocks(query, key):
+        part = within(where, mask, is_causal, query, key)
+        weights = pattern(widened(query[..., where, :]), widened(key), part, scale)
+        term = widened(weights.to(g.dtype).mT @ g[..., where, :])
         total = term if total is None else total.add_(term)
     return total if total is not None else torch.zeros_like(key)
 

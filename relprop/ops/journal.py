@@ -10,12 +10,12 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
+from .chunk import entries
+
 BIAS, SOFTMAX, STABILIZER, CONSTANT = "biases", "softmax", "stabilizer", "other constants"
 ACTIVATION, NORM, PRODUCT = "activations", "norms", "products"
-POSITIONS = "position embeddings"
+POSITIONS, QUANTIZED = "position embeddings", "quantized layers"
 
-CHUNK = 1 << 22
-"""Entries that a sum multiplies at a time: 16 MiB in float32, where the logits of a language model are hundreds."""
 READERS, _KEPT = "_relprop_readers", "_relprop_kept"
 _ROUNDED = 1e-4  # more than this of what is added up is not lost to rounding
 
@@ -187,8 +187,8 @@ class Journal:
         if lasting and rows == 0 and not magnitude:
             per_position = torch.mv(g.reshape(-1, g.shape[-1]), x.reshape(-1))  # a bias: one pass over g
             return per_position.reshape(self.rows, -1).sum(1, dtype=torch.float64)
-        if rows == 0 and g.dim() > 2 and g.numel() > CHUNK:
-            several = max(1, CHUNK // g.shape[-1])
+        if rows == 0 and g.dim() > 2 and g.numel() > entries():
+            several = max(1, entries() // g.shape[-1])
             pairs = zip(*(t.reshape(-1, g.shape[-1]).split(several) for t in (g, x.expand(g.shape))), strict=True)
             product = torch.cat([((a * b).abs_() if magnitude else a * b).sum(-1) for a, b in pairs])
         else:

@@ -347,7 +347,7 @@ class Ruled(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
         affine = ctx.affine.widened()
         if isinstance(ctx.rule, Alternating) and ctx.rule.turn.plain:
-            return _sparse(affine, g), None, None, None, None
+            return sparse(affine, g), None, None, None, None
         x, = ctx.saved_tensors
         y = ctx.y if ctx.y._version == ctx.version else ctx.run(x)
         x, y = widened(x), widened(y)
@@ -377,10 +377,10 @@ class Sparse(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        return _sparse(ctx.affine.widened(), g), None, None
+        return sparse(ctx.affine.widened(), g), None, None
 
 
-def _sparse(affine: Affine, g: Tensor) -> Tensor:
+def sparse(affine: Affine, g: Tensor) -> Tensor:
     """The adjoint of the map applied to g, where most of g may be zero."""
     if affine.outputs is None:
         return affine.transpose(g, affine.weight)

@@ -4,6 +4,7 @@ References: Achtibat et al. 2024 (AttnLRP, eq. 15: the uniform rule), Ali et al.
 held constant), Shrikumar et al. 2016 (Not just a black box).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch.autograd import Function
 from ..numerics import LOW
 from .call import Binary, Call, Plain, dependent, scaled, wide
 from .journal import NORM, PRODUCT
-from .matmul import split_bilinear
-from .split import Split, led
+from .matmul import Parts, crossed, split_bilinear
+from .split import Split, difference, led
 
 
 def uniform(a: Tensor, b: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,6 +137,11 @@ def _dims(value: Any) -> int:
     return value.dim() if isinstance(value, Tensor) else 0
 
 
+def by_difference(a: Parts, b: Parts, run: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What a product or quotient loses with the relevant parts: all cross terms, and what the divisor loses."""
+    return crossed(a, b, run)
+
+
 def split_mul(call: Split, input: Any, other: Any) -> Tensor | None:
     """`torch.mul`, `*`, forward."""
     dims = max(_dims(input), _dims(other))
@@ -147,13 +153,15 @@ def split_mul(call: Split, input: Any, other: Any) -> Tensor | None:
 
 
 def split_div(call: Split, input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor | None:
-    """`torch.div`, `/`, forward: the divisor is a scale, and is that of the total."""
+    """`torch.div`, `/`, forward: the divisor is a scale, and is that of the total, but for `by_difference`."""
+    if call.rule is by_difference:
+        return difference(call, input, other, **({"rounding_mode": rounding_mode} if rounding_mode else {}))
     rel = call.rel(input)
     if rel is None or rounding_mode is not None:
         return None
     return led(rel, max(_dims(input), _dims(other))) / other
 
 
-def split_rdiv(call: Split, input: Any, other: Any) -> None:
-    """`1 / x`, forward: a scale, not split."""
-    return None
+def split_rdiv(call: Split, input: Any, other: Any) -> Tensor | None:
+    """`1 / x`, forward: a scale, not split, but for `by_difference`."""
+    return difference(call, input, other) if call.rule is by_difference else None

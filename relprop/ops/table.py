@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from . import (
-    activation, add, attention, conv, embedding, grouped, linear, matmul, move, mul, norm, pool, recurrent, softmax,
-    solve)
+    activation, add, attention, conv, embedding, grouped, linear, matmul, move, mul, norm, opaque, pool, recurrent,
+    softmax, solve)
 from .call import plain
 from .split import difference
 from .split import moved as split_moved
@@ -124,7 +124,7 @@ def _fill_inplace(names: str, kind: str, run: Run, split: Run) -> None:
 
 _OPERATORS = {"div": "truediv", "divide": "truediv", "matmul": "matmul"}
 
-_fill("linear", "linear", linear.linear, linear.split_linear)
+_fill("linear", "linear", opaque.linear, linear.split_linear)
 _fill("addmm", "linear", linear.addmm, linear.split_addmm)
 _fill("grouped_mm _grouped_mm", "linear", grouped.grouped_mm, grouped.split_grouped_mm)
 _fill("conv1d conv2d conv3d", "conv", conv.conv, conv.split_conv)
@@ -159,6 +159,7 @@ for _names, _run in (("addcmul", add.addcmul), ("addcdiv", add.addcdiv), ("lerp"
     _fill_inplace(_names, "add", _run, _run)
 _fill("mul multiply __mul__ __rmul__", "mul", mul.mul, mul.split_mul)
 _fill("outer ger", "mul", mul.outer, mul.outer)
+_fill("cosine_similarity", "mul", mul.cosine, mul.cosine)
 _fill("div divide true_divide __truediv__ __div__", "mul", mul.div, mul.split_div)
 _fill("__rtruediv__ __rdiv__", "mul", mul.rdiv, mul.split_rdiv)
 _fill_inplace("mul", "mul", mul.mul, mul.split_mul)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .. import family
 from ..composite import Composite
 from ..errors import UnruledOp
 from ..numerics import LOW
@@ -27,6 +28,7 @@ from ..ops.journal import ACTIVATION, CONSTANT, POSITIONS, Rows, preserve
 from .activation import activation_offset
 from .custom import in_the_open
 from .ids import Ids, Origin
+from .opaque import follows_gradient, function, layer
 from .opening import first, opened
 from .slot import hooked_activation
 
@@ -111,19 +113,22 @@ class Interception(TorchFunctionMode):
         self._counts: dict[tuple[str, str], int] = {}
         self._stack: list[tuple[str, nn.Module]] = [("", model)]
         self._rules: dict[tuple[str, str], Any] = {}
+        self.asleep, self.computed = False, 0
+        self.follows_gradient = follows_gradient(composite)
         self.asks_where = bool(self._taps or composite.paths or composite.modules)
 
     @cached_property
     def _names(self) -> dict[int, str]:
         """Parameters and buffers by where their data lies."""
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
-        return {t.untyped_storage().data_ptr(): name for name, t in named if t.numel()}
+        places = ((place_of(t), name) for name, t in named if t.numel())
+        return {place: name for place, name in places if place is not None}
 
     # -- the calls -----------------------------------------------------------------------------------------------
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled():  # the model's own no_grad blocks, and the backward pass
+        if self.asleep or not torch.is_grad_enabled():  # the model's own no_grad blocks, and the backward pass
             return func(*args, **kwargs)
         if self.journal is not None and mutates(func) and args and isinstance(args[0], Tensor):
             preserve(args[0])
@@ -141,6 +146,7 @@ class Interception(TorchFunctionMode):
     def _run(self, op: Op, func: Any, args: Any, kwargs: Any) -> Any:
         if op.run is plain:
             return self._move(op, func, args, kwargs)
+        self.computed += 1
         call = self._call(op.kind, func, args)
         if self._taps:
             self._tap_input(op.kind, args)
@@ -231,9 +237,13 @@ class Interception(TorchFunctionMode):
         if inside is not None:
             return self._retrace(lambda: inside(*args, **kwargs))
         output = func(*args, **kwargs)
+        found = function(self._call("linear", func, args), named(func), args, kwargs, output)
         outputs = output if isinstance(output, (tuple, list)) else (output,)
-        if not any(dependent(t) for t in outputs):
+        if found is None and not any(dependent(t) for t in outputs):
             return output
+        self.computed += 1
+        if found is not None:
+            return found
         if self.unruled == "gradient":
             name = f"unruled {named(func)}"
             return self._rounded(self._call("move", func, args), plain, args, kwargs, name)
@@ -327,7 +337,7 @@ class Interception(TorchFunctionMode):
     def _parameter(self, tensor: Tensor) -> str | None:
         name = getattr(tensor, _ORIGIN, None)
         if name is None and tensor.is_floating_point() and tensor.device.type != "meta":
-            name = self._names.get(tensor.untyped_storage().data_ptr())
+            name = self._names.get(place_of(tensor))
         return name
 
     def _origin(self, constant: Any) -> str:
@@ -399,6 +409,25 @@ class Interception(TorchFunctionMode):
             yield
         finally:
             self._stack, self._counts = before
+
+    def layer(self, module: nn.Module, args: Any, kwargs: Any, output: Any, *, adapted: bool) -> Tensor | None:
+        """What a module returned of which no op was seen, or that is one map in pieces, as a linear layer's; see
+        `opaque`.
+        """
+        if not args or not self.follows(args[0]) or output is None:
+            return None
+        def again(x: Tensor) -> Tensor:
+            """Out of sight, with a gradient: layers may change how they keep their weights when there is none."""
+            asked, asleep, self.asleep = x.requires_grad, self.asleep, True
+            try:
+                with torch.enable_grad():
+                    y = module.forward(x if asked else x.detach().requires_grad_(), *args[1:], **kwargs)
+            finally:
+                self.asleep = asleep
+            return y if asked else y.detach()
+
+        call = self._call("linear", module.forward, args)
+        return layer(call, module, args[0], output, again, adapted=adapted)
 
     def leave_output(self, path: str, output: Any) -> None:
         """Tap what a module returns, where that is wanted."""
@@ -481,6 +510,14 @@ def _mark(args: Any, output: Any) -> None:
                 setattr(output, mark, True)
 
 
+def place_of(tensor: Tensor) -> int | None:
+    """Where a tensor's data lies; None of what has no data of its own, as wrappers of packed weights have not."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return None
+
+
 def _cloned(call: Call, x: Tensor) -> Tensor:
     return x.clone()
 
@@ -539,13 +576,20 @@ def _hooked(mode: Interception, path: str, module: nn.Module) -> list[Any]:
     if offset is not None:
         return hooked_activation(mode, path, module, offset)
 
+    adapted, entered = family.adapted(module), []
+
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         mode.enter_module(path, module)
         mode.read_input(path, args, kwargs)
+        entered.append(mode.computed)
 
-    def after(module: nn.Module, args: Any, output: Any) -> None:
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        seen = mode.computed != entered.pop()
+        whole = adapted and not mode.follows_gradient
+        found = mode.layer(module, args, kwargs, output, adapted=whole) if whole or not seen else None
         mode.leave_module()
-        mode.leave_output(path, output)
+        mode.leave_output(path, output if found is None else found)
+        return found
 
     return [module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after, always_call=True)]
+            module.register_forward_hook(after, with_kwargs=True, always_call=True)]
