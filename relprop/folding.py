@@ -13,7 +13,9 @@ from .tokens import Batch
 def folded(found: Relevance, batch: Batch, targets: Targets) -> Relevance:
     """The result of a batch whose rows run as several sequences, from that of the sequences, B S rows.
 
-    Values, maps and ledgers are sums; leaves and addresses inside keep their sequences apart, (B, S, ...).
+    Values, maps and ledgers are sums, as the map of a difference is the difference of the maps; methods that are not
+    linear in the target, such as the size of a gradient, add up too. Leaves and addresses inside keep the sequences
+    apart, (B, S, ...).
     """
     layout, width = batch.layout, len(batch.units.tokens[0])
     names = [target.name(targets.vocabulary) for target in targets.targets]

@@ -62,13 +62,13 @@ def bart(**options):
 MODELS = {"gpt2": gpt2, "llama": llama, "t5": t5, "bart": bart}
 
 
-def ids(subject, text):
+def spelled(subject, text):
     return subject.tokenizer.encode(text, add_special_tokens=False)
 
 
 def logits(subject, prompt, answer):
     """Logits with which each token of an answer is written, (A, V), by hand."""
-    own, said = subject.tokenizer(prompt)["input_ids"], ids(subject, answer)
+    own, said = subject.tokenizer(prompt)["input_ids"], spelled(subject, answer)
     if subject.task == "text2text-generation":
         out = subject.model(input_ids=torch.tensor([own]), decoder_input_ids=torch.tensor([[0, *said]])).logits[0]
         return out[:-1], said
@@ -126,10 +126,10 @@ def test_the_token_of_a_decoder(name):
     subject = MODELS[name]()
     batch = subject.prepare(PROMPTS)
     z = subject.model(**batch.kwargs).logits
-    bob, = ids(subject, " bob")
+    bob, = spelled(subject, " bob")
     r = explain(subject, PROMPTS, " bob")
     assert torch.allclose(r.value.double(), z[:, 0, bob], atol=1e-5) and balanced(r)
-    begun = torch.tensor([[0, *ids(subject, " paris in")]] * 2)
+    begun = torch.tensor([[0, *spelled(subject, " paris in")]] * 2)
     given = {name: batch.kwargs[name] for name in ("input_ids", "attention_mask")} | {"decoder_input_ids": begun}
     z = subject.model(**given).logits
     for position in (0, 1, 2, -1):
@@ -259,10 +259,33 @@ def test_the_answer_is_taken_from_words_alone_by_the_check():
         ids = own["input_ids"].masked_fill(own["input_ids"] > 6, 1)  # all words of the prompt gone, the answer there
         gone = explain(subject, {**own, "input_ids": ids}, target).value
         assert torch.allclose(curve.morf[:, -1], gone, atol=1e-4)
+        mask = torch.where(own["input_ids"] > 6, 0, own["attention_mask"])  # hidden, the answer and <s> alone are seen
+        hidden = r.check(steps=2, randoms=2, baseline="delete").morf[:, -1]
+        assert torch.allclose(hidden, explained(subject, target, own["input_ids"], mask), atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["rollout", "integrated-gradients", "occlusion", "gradient", "lime", "attnlrp"])
-def test_every_kind_of_method_explains_answers(method):
+def explained(subject, target, ids, mask):
+    """Values of answers to prompts of which the mask hides tokens, by hand."""
+    own = [(1, target)] if isinstance(target, Answer) else [(1, target.a), (-1, target.b)]
+    found = torch.zeros(len(ids))
+    for sign, one in own:
+        said = spelled(subject, one.answer)
+        for row, (line, seen) in enumerate(zip(ids.tolist(), mask.tolist(), strict=True)):
+            length = sum(subject.prepare(PROMPTS).kwargs["attention_mask"][row].tolist())
+            text = torch.tensor([line[:length] + said])
+            z = subject.model(text, attention_mask=torch.tensor([seen[:length] + [1] * len(said)])).logits[0]
+            z = z[length - 1:length - 1 + len(said)].log_softmax(-1)
+            found[row] += sign * z[torch.arange(len(said)), said].sum().item()
+    return found
+
+
+SOME = ("rollout", "integrated-gradients", "gradient", "attnlrp", "generic-attention")
+
+
+@pytest.mark.parametrize("method", [
+    method if method in SOME else pytest.param(method, marks=pytest.mark.slow)
+    for method in relprop.METHODS if method != "deeplift"])  # which does not apply to these models
+def test_every_method_explains_answers(method):
     subject = gpt2()
     for target in (Answer(" paris in"), Contrast(Answer(" paris in"), Answer(" bob"))):
         r = explain(subject, PROMPTS, target, method=method)
@@ -346,8 +369,8 @@ def test_a_chat_is_its_messages():
     assert [word for word, _ in r.words(0)] == ["who", "was", "born", "in", "paris", "?"]
     text = subject.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     own = subject.tokenizer(text, add_special_tokens=False)["input_ids"]
-    z = subject.model(torch.tensor([own + ids(subject, " alice was here")])).logits[0, len(own) - 1:-1]
-    expected = z.log_softmax(-1)[torch.arange(3), ids(subject, " alice was here")].sum()
+    z = subject.model(torch.tensor([own + spelled(subject, " alice was here")])).logits[0, len(own) - 1:-1]
+    expected = z.log_softmax(-1)[torch.arange(3), spelled(subject, " alice was here")].sum()
     assert torch.allclose(r.value.double(), expected, atol=1e-5) and balanced(r)
     assert "<|user|>" in [token for token, _ in r.specials(0)]
     longer = [{"role": "user", "content": "good day"}, {"role": "model", "content": "good day bob"}, *chat]

@@ -95,8 +95,10 @@ def _hidden(batch: Batch, groups: Tensor) -> Callable:
 
     def without(which: Tensor, gone: Tensor) -> Batch:
         taken = batch.take(which)
-        mask = taken.kwargs["attention_mask"].masked_fill(entries(gone, groups[which]), 0)
-        return replace(taken, kwargs={**taken.kwargs, "attention_mask": mask})
+        mask, hidden = taken.kwargs["attention_mask"], entries(gone, groups[which])
+        if taken.layout is not None:
+            hidden = taken.layout.spread(hidden, torch.zeros_like(mask, dtype=torch.bool))
+        return replace(taken, kwargs={**taken.kwargs, "attention_mask": mask.masked_fill(hidden, 0)})
 
     return without
 
