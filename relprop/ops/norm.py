@@ -102,19 +102,20 @@ class Held(Function):
 
 
 class HeldScale(Function):
-    """y = run(x) = (x - mean x) scale w + b for a scale that the caller has computed."""
+    """y = run(x) = (x - mean x) scale w + b for a scale that the caller has computed, of x in the shape `seen`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, run: Any, weight: Tensor | None, scale: Tensor, centre: bool,
-                dims: tuple[int, ...]) -> Tensor:
+                dims: tuple[int, ...], seen: torch.Size | None = None) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        ctx.centre, ctx.dims = centre, dims
+        ctx.centre, ctx.dims, ctx.seen = centre, dims, x.shape if seen is None else seen
         return wide(ctx, run(x))
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
         weight, scale = ctx.saved_tensors
-        return held(g, weight, scale, centre=ctx.centre, dims=ctx.dims), None, None, None, None, None
+        g_x = held(g.reshape(ctx.seen), weight, scale, centre=ctx.centre, dims=ctx.dims).reshape(g.shape)
+        return g_x, None, None, None, None, None, None
 
 
 def unary(call: Call, x: Tensor, run: Any, bias: Tensor | None) -> Tensor:
@@ -158,19 +159,14 @@ def group_norm(call: Call, input: Tensor, num_groups: int, weight: Tensor | None
     if call.rule is not held:
         return unary(call, input, run, bias)
     per_channel = (1, num_groups, -1) + (1,) * (input.dim() - 2)
-    grouped = input.reshape(input.shape[0], num_groups, -1, *input.shape[2:])
+    grouped = input.detach().reshape(input.shape[0], num_groups, -1, *input.shape[2:])
     dims = tuple(range(2, grouped.dim()))
-    scale = torch.rsqrt(widened(grouped.detach()).var(dims, unbiased=False, keepdim=True) + eps)
+    scale = torch.rsqrt(widened(grouped).var(dims, unbiased=False, keepdim=True) + eps)
     gain = None if weight is None else weight.reshape(per_channel)
-    shift = 0 if bias is None else bias.reshape(per_channel)
-
-    def run_grouped(x: Tensor) -> Tensor:
-        return call.func(x.reshape(input.shape), num_groups, weight, bias, eps).reshape(x.shape)
-
-    y = HeldScale.apply(grouped, run_grouped, gain, scale, True, dims)
+    y = HeldScale.apply(input, run, gain, scale, True, dims, grouped.shape)  # no view, which models may update in place
     if bias is not None:
-        call.constant(shift, y, BIAS)
-    return y.reshape(input.shape)
+        call.constant(bias.reshape(-1, *(1,) * (input.dim() - 2)), y, BIAS)
+    return y
 
 
 def instance_norm(call: Call, input: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
