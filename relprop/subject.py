@@ -293,7 +293,8 @@ class Subject:
             return self._ids(kwargs)
         first = next((value for value in kwargs.values() if isinstance(value, Tensor)), torch.empty(0))
         name = family.pixel_argument(self.model)
-        if self.modality == "image" and name in kwargs and "spatial_shapes" not in kwargs:
+        still = name in kwargs and kwargs[name].dim() != 5  # a video, (B, T, C, Y, X), is no picture
+        if self.modality == "image" and still and "spatial_shapes" not in kwargs:
             bound = self.pixels if not kwargs.get(STRETCH) else replace(self.pixels, size=None)
             pixels = bound.check(kwargs[name])
             return Batch((), {**kwargs, name: pixels}, len(pixels), self._image_units(pixels, name, kwargs))

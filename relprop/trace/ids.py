@@ -66,8 +66,8 @@ class Ids:
         if not isinstance(t, Tensor) or t.is_floating_point() or t.dtype == torch.bool or t.is_complex():
             return None
         found = getattr(t, _ORIGIN, None)
-        if found is None:
-            stored, dtype = self._storages.get(t.untyped_storage().data_ptr(), (None, None))
+        if found is None and not torch._C._functorch.is_batchedtensor(t):  # one of torch.vmap has no storage
+            stored, dtype = self._storages.get(_place(t), (None, None))
             if stored is not None and dtype == t.dtype:
                 return stored.moved(lambda whole: whole.as_strided(t.shape, t.stride(), t.storage_offset()))
         return found
@@ -140,6 +140,14 @@ class Ids:
                 func(whole, *args[1:-1], constant if of_value is None else getattr(of_value, which), **kwargs)
             written.append(whole)
         setattr(target, _ORIGIN, replace(into, places=written[0], start=written[1]))
+
+
+def _place(t: Tensor) -> int | None:
+    """Where the data of a tensor lies; None of what has none of its own, as under `torch.vmap`."""
+    try:
+        return t.untyped_storage().data_ptr()
+    except RuntimeError:
+        return None
 
 
 def _stored(name: str, t: Tensor, start: Callable[[Tensor], Tensor] | None) -> Origin:
