@@ -11,7 +11,7 @@ _WINDOWED = {"image_size": 2 * SIDE, "patch_size": 4, "window_size": 2, "embed_d
              "num_heads": [1, 2, 4, 4]}
 
 CODES = 16
-_CODED = {"base_channels": 32, "channel_multiplier": [1, 2], "num_res_blocks": 1, "resolution": SIDE,
+_CODED = {"base_channels": 32, "channel_multiplier": [1, 1, 1, 2], "num_res_blocks": 1, "resolution": SIDE,
           "latent_channels": 8, "embed_dim": 8, "attn_resolutions": [SIDE // 2]}
 
 SIGHT: dict[str, dict[str, Any]] = {

@@ -19,8 +19,8 @@ class Recorder:
 
     def __init__(self, accepted: Set[str], about: Description, rows: int, generator: Generator) -> None:
         self.accepted, self.about, self.rows, self.generator = accepted, about, rows, generator
-        bands = about.number("num_mel_bins", "audio_embed_dim", "feature_projection_input_dim", "input_feat_size", "feature_size",
-                                  "n_mels", "mel_bins", "num_mel_bands", "input_dim", "input_size", default=0)
+        bands = about.number("num_mel_bins", "audio_embed_dim", "feature_projection_input_dim", "input_feat_size",
+                             "feature_size", "n_mels", "mel_bins", "num_mel_bands", "input_dim", "input_size", default=0)
         self.bands = (bands,) if bands else (80, 128)
 
     def noise(self, *shape: int) -> Tensor:
@@ -49,7 +49,8 @@ class Recorder:
 
     def samples(self) -> Iterator[int]:
         """How many samples make some frames behind the convolutions."""
-        strides = self.about.first("conv_stride", "patch_sizes", "downsampling_ratios", "upsampling_ratios", default=(320,))
+        strides = self.about.first("conv_stride", "patch_sizes", "downsampling_ratios", "upsampling_ratios",
+                                   default=(320,))
         yield math.prod(strides) * (FRAMES + 1)
         yield math.prod(strides) * 4 * FRAMES
 
