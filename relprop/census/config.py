@@ -41,7 +41,9 @@ RULES: tuple[tuple[str, Any], ...] = (
      r"max_source_positions|max_target_positions)", TOKENS),
     (r"(\w+_)?(image_size|img_size)", SIDE),
     (r"(\w+_)?patch_size", PATCH),
-    (r"(\w+_)?sliding_window(_size)?|attention_window_size|local_attention|local_attention_window_len", 8),
+    (r"(\w+_)?sliding_window(_size)?|attention_window_size|attention_window|local_attention|"
+     r"local_attention_window_len", 8),
+    (r"local_radius|global_block_size", 3),
     (r"(\w+_)?(layer_period|attention_interval|attn_every_n_layers|attention_every_n_layers)", 2),
     (r"(\w+_)?layer_offset", 1),
     (r"max_window_layers|first_k_dense_replace|num_kv_shared_layers|n_layers_per_attn_res_block", 1),
@@ -127,6 +129,8 @@ def _small(name: str, standard: Any, tokens: dict[str, int]) -> Any:
         return [[SIDE, 2 * SIDE], [2 * SIDE, SIDE]]
     if isinstance(standard, (list, tuple)) and standard and all(isinstance(one, int) for one in standard):
         kind = type(standard)
+        if name == "attention_window":
+            return kind(8 for _ in standard)
         if name.endswith("_token_id"):
             return kind([_token(name, tokens)]) if max(standard) >= WORDS else None
         if name.endswith("_token_ids"):

@@ -52,7 +52,8 @@ def layouts(task: str, model: nn.Module) -> Iterator[Named]:
     accepted = set(inspect.signature(model.forward).parameters)
     generator = torch.Generator().manual_seed(1)
     words = text(task, model, generator) if "input_ids" in accepted else _answer(accepted, generator)
-    words |= {name: make(model.config, generator) for name, make in _STATES.items() if name in accepted}
+    if hasattr(model.config, "max_state_dim"):
+        words |= {name: make(model.config, generator) for name, make in _STATES.items() if name in accepted}
     pictures = _taken(model, "image", Painter(accepted, seen(model.config), ROWS, generator).layouts())
     sounds = _taken(model, "audio", Recorder(accepted, heard(model.config), ROWS, generator).layouts())
     for seeing, hearing in product(pictures, sounds):

@@ -24,10 +24,13 @@ NEEDS: dict[str, dict[str, Any]] = {
     "t5": {"decoder_start_token_id": PAD},
     "xmod": {"default_language": "en_XX"},
     # sizes that have to fit each other, and kinds of layers that configs tell in ways of their own
+    "big_bird": {"block_size": 1, "num_random_blocks": 1},  # else there are too few blocks to leave any out
+    "bigbird_pegasus": {"block_size": 1, "num_random_blocks": 1},
     "blt": {"use_cache": False},
     "bros": {"hidden_size": 2 * WIDTH},
     "dory": {"num_hidden_layers": 3, "n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1,
              "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "encoder-decoder": {"decoder": {"is_decoder": True, "add_cross_attention": True}},
     "falcon_h1": {"mamba_d_ssm": 2 * WIDTH},
     "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": [
         "sliding_attention", "full_attention", "sliding_attention", "full_attention"]},
@@ -42,7 +45,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {"axial_pos_embds_dim": (WIDTH // 4, 3 * WIDTH // 4), "axial_pos_shape": (8, 8),
                  "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_buckets": 4,
-                 "num_hidden_layers": 2, "attn_layers": ["local", "lsh"]},
+                 "num_hidden_layers": 2, "attn_layers": ["local", "lsh"], "hash_seed": 0},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},  # widths are rounded to multiples of 64
     "zamba": _ZAMBA,
     "zamba2": _ZAMBA | {"mamba_headdim": 2 * WIDTH // HEADS},
