@@ -1,7 +1,7 @@
 """What is asked of a model's output: the explained value of each row, and what it is called."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ class Asked:
     targets: Targets
     batch: Batch
     names: list[str] | None = None
+    each: dict[int, Asked] = field(default_factory=dict, repr=False)
 
     @property
     def ruled(self) -> bool:
@@ -34,4 +35,12 @@ class Asked:
 
     def row(self, row: int, rows: int) -> Asked:
         """The same for one row alone."""
-        return Asked(self.targets.take([row]), self.batch.take(torch.tensor([row])))
+        self.each[row] = Asked(self.targets.take([row]), self.batch.take(torch.tensor([row])))
+        return self.each[row]
+
+    def gather(self) -> None:
+        """Takes over what the rows were found to ask for, where they were all asked apart, and this never was."""
+        if self.names is None:
+            own = [self.each[row] for row in range(self.batch.runs)]
+            self.names = [one.names[0] for one in own]
+            self.targets = replace(self.targets, targets=tuple(one.targets.targets[0] for one in own))

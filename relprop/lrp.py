@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import latents, rows, way
+from . import latents, rows, sight, way
 from . import positions as placing
 from .asked import Asked
 from .composite import Composite
@@ -83,17 +83,13 @@ def beside(relevance: Mapping[str, Tensor], batch: Batch, books: Ledger | None
 
     Args: relevance: of the model's inputs, by name, in their full shape.
     """
-    if batch.pictures is None or not batch.pictures.origins:
-        return (), books
-    maps, padding = batch.pictures.maps(relevance, batch.rows)
-    placed = zip(batch.pictures.rows, maps, batch.pictures.images, batch.pictures.lattices, strict=True)
-    found = tuple(Picture(row, one.float(), image, astuple(lattice)) for row, one, image, lattice in placed)
-    if books is None:
+    found, padding = sight.maps(relevance, batch)
+    if books is None or not found:
         return found, books
     whole = books.input - padding
     absorbed = {**books.absorbed, PADDING: padding} if bool(padding.any()) else books.absorbed
     image = torch.zeros_like(whole).index_add_(0, torch.tensor(batch.pictures.rows, dtype=torch.long),
-                                               torch.stack([one.sum() for one in maps]))
+                                               torch.tensor([one.total for one in found], dtype=whole.dtype))
     parts = {"text": whole - image, "image": image} if isinstance(batch.units, TextUnits) else None
     return found, replace(books, input=whole, absorbed=dict(sorted(absorbed.items())), parts=parts)
 

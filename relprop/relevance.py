@@ -75,9 +75,13 @@ def propagate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], v
         raise ValueError(f"unruled must be 'error' or 'gradient', got {unruled!r}")
     run = _Run(model, args, kwargs, value, get(composite), unruled, way, positions, checkpoint,
                ledger=ledger or spread_bias or positions, taps=dict(taps or {}), layers=layers)
-    found = run.whole()
+    found = None if run.apart else run.whole()
     if found is None or _split_wrongly(found, run.precision):  # one row at a time is exact
-        found = _stacked([run.of_row(row).whole() for row in range(run.rows)])
+        each = [run.of_row(row) for row in range(run.rows)]
+        found = _stacked([one.whole() for one in each])
+        run.precision = max((one.precision for one in each), key=lambda dtype: torch.finfo(dtype).eps)
+        if run.apart and hasattr(value, "gather"):
+            value.gather()
     if found.ledger is not None:
         _close(found, run.precision)
     return spread(found) if spread_bias else found

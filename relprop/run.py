@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten
 
 from .composite import Composite
 from .errors import IndependentOutput
+from .family import unwrapped
 from .ops.call import offered
 from .ops.journal import Rows
 from .still import settled
@@ -43,6 +44,8 @@ class Run:
     """Of the least precise part that the model computes in."""
 
     def __post_init__(self) -> None:
+        self.model = unwrapped(self.model)
+        self.model = unwrapped(self.model)
         self.args = tuple(_ordinary(a) for a in self.args)
         self.kwargs = {name: _ordinary(value) for name, value in self.kwargs.items()}
         name = next((name for name, p in self.model.named_parameters() if p.is_inference()), None)
@@ -67,6 +70,14 @@ class Run:
             return batch.runs
         ids = [t for name, t in self._inputs() if name in TOKEN_NAMES]
         return min(t.shape[0] for t in ([*ids, *explained] if ids else explained[:1]))
+
+    @property
+    def apart(self) -> bool:
+        """Whether the rows are explained one at a time: where patches or tiles of all pictures lie one after the other,
+        the model treats them as one row, and then one picture after the other.
+        """
+        pictures = getattr(getattr(self.value, "batch", None), "pictures", None)
+        return pictures is not None and self.rows > 1 and bool(pictures.packing)
 
     def _inputs(self) -> Iterator[tuple[str, Tensor]]:
         named = [*((str(i), t) for i, t in enumerate(self.args)), *self.kwargs.items()]

@@ -4,6 +4,7 @@ that were prepared before.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from .origin import Origin, identity, probe
 from .pictures import Cut, Pictures, lattices
 from .prompt import Maker, Prompt, maker, pil, sign_ids
+from .result import Picture
+from .tokens import Batch, TextUnits
 
 
 def pictures(prompts: Sequence[Prompt], processor: object, tensors: Mapping[str, object], cut: Cut) -> Pictures | None:
@@ -196,4 +199,38 @@ def _in_rows(numbers: Tensor, by_picture: Tensor) -> bool:
     return bool((by_picture[numbers[inside]] == inside.nonzero().flatten()).all())
 
 
-__all__ = ["drawn", "of_images", "packing", "pictures", "positions", "prepared", "seen"]
+def maps(relevance: Mapping[str, Tensor], batch: Batch) -> tuple[tuple[Picture, ...], Tensor]:
+    """The maps over a batch's pictures of the relevance of the model's inputs, by name, in their full shape; and what
+    padding of the pictures has, (B,).
+    """
+    pictures = batch.pictures
+    if pictures is None or not pictures.origins:
+        return (), torch.zeros(batch.rows, dtype=torch.float64)
+    found, padding = pictures.maps(relevance, batch.rows)
+    return _pictured(pictures, found), padding
+
+
+def parted(values: Tensor, batch: Batch) -> tuple[Tensor, tuple[Picture, ...]]:
+    """A map of units as `units.groups` numbers them, (B, T + P) for text with pictures, as that of the text and those of
+    the pictures, each patch's shared evenly over its pixels; other maps as they are.
+    """
+    pictures = batch.pictures
+    if pictures is None or not pictures.origins:
+        return values, ()
+    if not isinstance(batch.units, TextUnits):
+        return values, _pictured(pictures, list(values.double()))
+    width, found = len(batch.units.tokens[0]), []
+    for row, start, lattice, image in zip(pictures.rows, pictures.starts, pictures.lattices, pictures.images):
+        cells = lattice.pixels(tuple(image.shape[:2]))
+        patches = values[row, width + start:width + start + lattice.rows * lattice.columns].double()
+        counts = torch.bincount(cells[cells >= 0], minlength=len(patches)).clamp(min=1)
+        found.append((patches / counts)[cells.clamp(min=0)].where(cells >= 0, 0))
+    return values[:, :width], _pictured(pictures, found)
+
+
+def _pictured(pictures: Pictures, found: Sequence[Tensor]) -> tuple[Picture, ...]:
+    return tuple(Picture(row, one.float(), image, astuple(lattice)) for row, one, image, lattice in zip(
+        pictures.rows, found, pictures.images, pictures.lattices, strict=True))
+
+
+__all__ = ["drawn", "maps", "of_images", "packing", "parted", "pictures", "positions", "prepared", "seen"]

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .. import rows, units
+from .. import rows, sight, units
 from ..result import Relevance
 from ..still import settled
 from ..subject import Subject
 from ..target import Targets
-from ..tokens import Batch
+from ..tokens import Batch, TextUnits
 
 
 @contextmanager
@@ -53,9 +53,12 @@ def random(subject: Subject, batch: Batch, targets: Targets, *, seed: int = 0) -
     for row, content in enumerate(rows.leaf(batch)[1]):
         inside = groups[row] >= 0
         count = int(groups[row].max()) + 1
+        if isinstance(batch.units, TextUnits):
+            inside = inside[:len(content)]  # patches of pictures stand behind
         content = content.cpu()[inside] if content.shape == inside.shape else content  # ids without padding
         values[row, :count] = torch.randn(count, generator=rows.generator(seed, content))
-    return Relevance(map=units.spread(values, groups), value=value.cpu(), target=names, method="random",
+    whole, pictures = sight.parted(units.spread(values, groups), batch)
+    return Relevance(map=whole, value=value.cpu(), target=names, method="random",
                      conservation="not conservative", units=batch.units, ledger=None, forwards=1, backwards=0,
-                     inputs={}, latents={},
+                     inputs={}, latents={}, pictures=pictures,
                      provenance={"model": subject.name, "unit": "noise", "seed": seed})

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import latents, rows
+from .. import latents, rows, sight
+from ..asked import Asked
+from ..relevance import propagate
 from ..result import Relevance
 from ..subject import Subject
 from ..target import Targets
-from ..tokens import Batch
+from ..tokens import Batch, TextUnits
 from .chance import seeded
 from .leaf import FOLDS, Derivative, Runs, at_least_one, captum, content, derivative, result
 
@@ -79,10 +81,27 @@ def input_x_gradient(subject: Subject, batch: Batch, targets: Targets, *, at: Se
     Returns: map (B, T) or (B, Y, X); with all features in `inputs`.
     Raises: IndependentOutput if the target does not depend on the input; ImportError without captum.
     """
+    if batch.pictures is not None:
+        return _of_both(subject, batch, targets, at)
     found = derivative(subject, batch, targets)
     shares = _captums(captum().InputXGradient, found)
     plain = result(subject, batch, found, shares, method="input-x-gradient")
     return _inside(plain, subject, batch, found, at, {})
+
+
+def _of_both(subject: Subject, batch: Batch, targets: Targets, at: Sequence[str]) -> Relevance:
+    """Input x gradient of a text and the pictures beside it, all inputs at once."""
+    asked = Asked(targets, batch)
+    found = propagate(subject.model, batch.args, batch.kwargs, asked, "gradient", ledger=False)
+    pictures, _ = sight.maps(found.relevance, batch)
+    own = found.relevance[str(rows.leaf(batch)[0])] if isinstance(batch.units, TextUnits) else None
+    whole = torch.stack([one.map for one in pictures]) if own is None else own.sum(-1).float().cpu()
+    more = 2 if at else 0
+    return Relevance(map=whole, value=found.value.float().cpu(), target=asked.names, method="input-x-gradient",
+                     conservation="not conservative", units=batch.units, forwards=1 + more, backwards=1 + more // 2,
+                     inputs={name: r.float().cpu() for name, r in found.relevance.items()}, pictures=pictures,
+                     latents=latents.by_gradient(subject, batch, asked.targets, at),
+                     provenance={"model": subject.name})
 
 
 def _captums(method: Callable, found: Derivative, **options: Any) -> Tensor:

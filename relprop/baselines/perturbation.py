@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .. import rows, units
+from .. import rows, sight, units
 from ..check.removal import Removal, removal
 from ..errors import IndependentOutput
 from ..result import Ledger, Relevance
@@ -128,7 +128,7 @@ def kernel_shap(subject: Subject, batch: Batch, targets: Targets, *, samples: in
                 there, baselines=0, n_samples=drawn(there.shape[1]), perturbations_per_eval=batch_size).flatten()
 
     found = run.map("kernel-shap", attribute, total=drawn, shown=show_progress, about={"seed": seed})
-    ledger = Ledger(found.value, found.map.flatten(1).sum(1).to(found.value), {"baseline": run.empty()})
+    ledger = Ledger(found.value, sum(found.totals.values()).to(found.value), {"baseline": run.empty()})
     return replace(found, ledger=ledger, conservation="complete up to the fit", forwards=run.forwards)
 
 
@@ -217,9 +217,10 @@ class _Run:
                                             "taken out of the input, so there is nothing to explain")
         provenance = {"model": self.subject.name, "baseline": self.out.baseline, **(about or {})}
         provenance |= {"by": self.by} if self.by else {}
-        return Relevance(map=units.spread(relevance, self.out.groups).float(), value=self.value.float(),
-                         target=self.names, method=method, conservation="not conservative", units=self.batch.units,
-                         forwards=self.forwards, provenance=provenance)
+        whole, pictures = sight.parted(units.spread(relevance, self.out.groups), self.batch)
+        return Relevance(map=whole.float(), value=self.value.float(), target=self.names, method=method,
+                         conservation="not conservative", units=self.batch.units, forwards=self.forwards,
+                         provenance=provenance, pictures=pictures)
 
     def empty(self) -> Tensor:
         """Target of the rows without any unit, (B,)."""
