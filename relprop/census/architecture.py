@@ -1,12 +1,13 @@
 """What the census asks about: one architecture, how a tiny instance of it is built, and what it reads."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 DEVIATION = 0.15
 """Standard deviation of the random weights."""
@@ -45,7 +46,11 @@ class Architecture:
     def model(self, seed: int = 0) -> nn.Module:
         """A tiny instance with random weights, in eval mode."""
         torch.manual_seed(seed)
-        return randomized(self.build().eval(), seed)
+        model = randomized(self.build().eval(), seed)
+        norms = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+        if norms:
+            _meet(model, norms, self.inputs(model), seed)
+        return model
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -63,6 +68,23 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
             if buffer.is_floating_point() and not buffer.isfinite().all():
                 buffer.nan_to_num_()  # buffers of an instance that was made empty
     return model
+
+
+def _meet(model: nn.Module, norms: Sequence[_BatchNorm], inputs: Inputs, seed: int, draws: int = 4) -> None:
+    """Gives batch norms the statistics of what they meet, as of any network that was trained: with those that they
+    start from nothing in it is normalized, and a deep one overflows on its way back.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None  # the mean of all draws
+    with torch.no_grad():
+        for _ in range(draws):
+            model(**{name: torch.randn(one.shape, generator=generator).to(one)
+                     if isinstance(one, Tensor) and one.is_floating_point() else one for name, one in inputs.items()})
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
 
 
 def value(output: Any) -> Tensor:

@@ -122,8 +122,8 @@ def side(built: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> int:
 def form(value: Any) -> str:
     """What a value says of the kinds and places of parts: numbers that are no sizes are left out."""
     if isinstance(value, Mapping):
-        told = sorted((str(name), form(one)) for name, one in value.items() if not UNTOLD.fullmatch(str(name)))
-        return str(dict(told))
+        told = sorted(f"{name}: {form(one)}" for name, one in value.items() if not UNTOLD.fullmatch(str(name)))
+        return "{" + ", ".join(told) + "}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(form, value))}]"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

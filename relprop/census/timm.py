@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from types import FunctionType, ModuleType
@@ -58,13 +58,16 @@ class _Caught(Exception):
         self.built, self.arguments = built, arguments
 
 
-def architectures() -> Iterator[Architecture]:
-    """Each architecture of timm once, under the first of its names."""
+@cache
+def architectures() -> tuple[Architecture, ...]:
+    """Each architecture of timm once, under the first of its names; one that takes patches as well as pictures twice."""
+    found = []
     for names in groups():
         name, of = names[0], ("timm", "image-classification", _lineage(names[0]))
-        yield Architecture(*of, name, partial(_build, name), partial(inputs, name), names)
+        found.append(Architecture(*of, name, partial(_build, name), partial(inputs, name), names))
         if "patch_coord" in inspect.signature(recipe(name).built.forward).parameters:
-            yield Architecture(*of, f"{name} of patches", partial(_build, name), patches, names[:1])
+            found.append(Architecture(*of, f"{name} of patches", partial(_build, name), patches, names[:1]))
+    return tuple(found)
 
 
 @cache
@@ -106,8 +109,8 @@ def inputs(name: str, model: nn.Module) -> Inputs:
 
 
 def patches(model: nn.Module) -> Inputs:
-    """Two pictures in patches, of 4 x 4 and of 3 x 5, which leaves a place empty, as timm's collator hands them on."""
-    grids, generator = ((4, 4), (3, 5)), torch.Generator().manual_seed(1)
+    """Two pictures in patches, of 6 x 6 and of 3 x 6, which leaves places empty, as timm's collator hands them on."""
+    grids, generator = ((6, 6), (3, 6)), torch.Generator().manual_seed(1)
     places = [torch.cartesian_prod(*map(torch.arange, grid)) for grid in grids]
     coord = nn.utils.rnn.pad_sequence(places, batch_first=True)  # (B, T, 2)
     valid = torch.arange(coord.shape[1]) < torch.tensor([[len(one)] for one in places])  # (B, T)
