@@ -124,6 +124,11 @@ def test_the_map_is_of_both_texts(encoder):
     first = len(PAIRS[0][0].split())
     own, other = ([value for _, value in each.words(0)] for each in (r, swapped))
     assert torch.allclose(torch.tensor(own), torch.tensor(other[-first:] + other[:-first]), atol=1e-5)
+    assert relprop.view.page(r, 0).count('<p class="words"') == 2  # each text on a line of its own
+    from relprop.view import words as drawn
+
+    assert [" ".join(word for word, _ in text) for text in drawn.texts(r, 1)] == list(PAIRS[1])
+    assert len(drawn.text_lines(r, 0, 1000.0, 1.0)) == 2
     r.row(0).to_json()
 
 

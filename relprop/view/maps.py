@@ -50,7 +50,7 @@ def draw(part: Sheet, relevance: Relevance, row: int) -> None:
 def text_height(relevance: Relevance, row: int, width: float) -> float:
     """Inches that `draw_text` takes at this width."""
     end = color.limit(color.shown(relevance, row))
-    found = words.lines(relevance.words(row), width * 72, end)
+    found = words.text_lines(relevance, row, width * 72, end)
     apart = words.aside_lines(relevance, row, (width - _APART) * 72)
     tall = (len(found) * words.PITCH + sum(len(told) for _, told in apart) * words.SMALL_PITCH) / 72
     tall += 0.06 * len(apart)
@@ -61,7 +61,7 @@ def draw_text(part: Sheet, relevance: Relevance, row: int, end: float) -> None:
     """Words on the colours of a scale with this end, beneath them what stands apart and the pictures beside the text,
     their patches on the colours of the words.
     """
-    found = words.lines(relevance.words(row), part.width * 72, end)
+    found = words.text_lines(relevance, row, part.width * 72, end)
     tall = len(found) * words.PITCH / 72
     words.draw(_points(part, tall), found, end)
     for name, apart in words.aside_lines(relevance, row, (part.width - _APART) * 72):

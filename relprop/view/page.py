@@ -103,7 +103,7 @@ def _map(
         "scale": color.scale(relevance, color.limit(color.shown(relevance, row))),
         "low": signed(-end) if end else "",
         "high": signed(end) if end else "",
-        "words": [],
+        "texts": [],
         "aside": [],
         "pictures": [],
         "beside": [],
@@ -117,7 +117,7 @@ def _map(
         bar = f"linear-gradient(to right,rgba({_BLUE},{_STRONGEST}),transparent,rgba({_RED},{_STRONGEST}))"
         return {
             **found,
-            "words": _words(said, end),
+            "texts": [_words(one, end) for one in words.texts(relevance, row)],
             "aside": words.aside(relevance, row),
             "direction": direction,
             "gradient": bar,

@@ -81,6 +81,22 @@ def lines(words: list[tuple[str, float]], width: float, end: float, *, size: flo
     return found
 
 
+def texts(relevance: Relevance, row: int) -> list[list[tuple[str, float]]]:
+    """The words of a text with their relevance; of a pair, those of each of its texts."""
+    said, units = relevance.words(row), relevance.units
+    if units.seconds is None:
+        return [said]
+    places = zip(units.word_ids[row], units.offsets[row], strict=True)
+    later = [index for index, (start, _) in places if index is not None and start >= units.seconds[row]]
+    split = min(later, default=len(said))
+    return [part for part in (said[:split], said[split:]) if part]
+
+
+def text_lines(relevance: Relevance, row: int, width: float, end: float) -> list[list[Box]]:
+    """The words of a text in lines of at most this many points; the second one of a pair starts on a new line."""
+    return [line for said in texts(relevance, row) for line in lines(said, width, end)]
+
+
 def draw(axes: Axes, found: list[list[Box]], end: float) -> None:
     """Draws the lines onto axes whose unit is the point, y downwards."""
     from matplotlib.patches import FancyBboxPatch
