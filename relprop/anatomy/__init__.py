@@ -17,6 +17,7 @@ from ..address import ALL, INPUTS, Address
 from ..still import settled
 from ..trace import Tap, surveyed
 from ..trace.intervention import Change, edited
+from .adapter import around
 from .flow import Flow
 from .layer import Cross, Layer, Reading
 from .probe import mixing, same, silent
@@ -194,7 +195,7 @@ def anatomy(model: nn.Module, args: tuple, kwargs: dict) -> Anatomy:
         answers = mixing(model, args, kwargs, [ask for one in plain for ask in one.questions()]) if plain else {}
         layers = [one.without(answers) if one in plain else one.layer() for one in read]
         known = Anatomy(tuple(layers), next(iter(survey.embeddings), None))
-        return _heard(known, flow, lambda taps: silent(model, args, kwargs, taps))
+        return around(model, _heard(known, flow, lambda taps: silent(model, args, kwargs, taps)))
 
 
 def _complete(reading: Reading) -> bool:

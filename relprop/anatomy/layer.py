@@ -118,9 +118,9 @@ class Reading:
         """What it has as a layer with attention: the parts that its calls tell."""
         mixers = self.mixers()
         own, cross = mixers[0], mixers[1] if len(mixers) > 1 else None
-        second = None if cross is None else Cross(cross.heads, self._tap(cross.projection), self._pattern(cross),
+        second = None if cross is None else Cross(cross.heads, self._heads(cross), self._pattern(cross),
                                                   self._whole(cross))
-        found = Layer(self.run.path, own.heads, self._tap(own.projection), pattern=self._pattern(own), cross=second,
+        found = Layer(self.run.path, own.heads, self._heads(own), pattern=self._pattern(own), cross=second,
                       nth=self.run.nth, axes=self.axes, whole=self._whole(own))
         down = self._down(mixers)
         if down is None:
@@ -143,12 +143,15 @@ class Reading:
                 for order, events in sorted(found.items(), key=lambda one: one[1][0].order)]
 
     def _projection(self, attention: Seen) -> Seen | None:
-        """The first linear map that reads what the attention gives, not yet added to the stream."""
+        """The linear map that reads what the attention gives, of all positions, not yet added to the stream; None if
+        several share the positions among them.
+        """
         made = self.flow.events[attention.order]
-        for event in self.maps:
-            if event.order > attention.order and made in self._read(event)[0]:
-                return event
-        return None
+        found = [event for event in self.maps if event.order > attention.order and made in self._read(event)[0]]
+        if not found or sum((event.path, event.kind) == (found[0].path, found[0].kind) for event in found) > 1:
+            return None
+        positions = attention.output.numel() // (_heads(attention) * attention.output[-1])
+        return found[0] if found[0].inputs[0].numel() // self._width(found[0]) >= positions else None
 
     def _read(self, event: Seen) -> tuple[list[Called], dict[int, int]]:
         """What the operand of a linear map was made by."""
@@ -169,17 +172,22 @@ class Reading:
             return Mixer(events, projection, 0 if len(events) > 1 or heads > 1 else 1)
         return Mixer(events, projection, count // (together or last))
 
+    def _heads(self, mixer: Mixer) -> Tap | None:
+        """What the projection reads; where there is none, what a fused attention gives."""
+        event = mixer.events[0]
+        if mixer.projection is not None or len(mixer.events) > 1 or len(event.inputs) < 3 or len(event.output) != 4:
+            return self._tap(mixer.projection)
+        return replace(self.flow.events[event.order].place, axes=(1, 3))
+
     def _whole(self, mixer: Mixer) -> Tap | None:
         """What the attention adds to the stream, where its projection gives something else first."""
-        if mixer.projection is None:
-            return None
-        made = self.flow.events[mixer.projection.order]
+        made = self.flow.events[(mixer.projection or mixer.events[0]).order]
         branch = next((one for one in self.branches if self.flow.depends(one.term, [made.output], self.run.start)), None)
         if branch is None:
             return None
         steps = [call for call in self.flow.back(branch.term, self.stream, self.run.start) if call is not made
                  and call.event in self.survey.axes and made.output in self._made_of(call)]
-        return self.given(branch) if steps else None
+        return self.given(branch) if steps or mixer.projection is None else None
 
     def _made_of(self, call: Called) -> set[int]:
         return {one for back in self.flow.back(call.output, self.stream, self.run.start) for one in back.inputs}

@@ -1,11 +1,11 @@
 """Which modules of a model are its layers: those of its innermost stacks, along the residual stream."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from ..trace.survey import Run, Survey
+from ..trace.survey import Run
 from .flow import Flow
 
 Stack = tuple[str, list[str]]

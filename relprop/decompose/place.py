@@ -55,7 +55,7 @@ class Placing:
     @cached_property
     def length(self) -> int:
         """How many positions the stream before the first layer has."""
-        return self.count(next(self.places("L0.in"))[1].tap)
+        return self.count(next(self.places("L*.in"))[1].tap)
 
     @cached_property
     def _places(self) -> Places:

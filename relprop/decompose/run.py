@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..address import Address, Spans
+from ..address import Spans
 from ..anatomy import Anatomy
 from ..division import Division
 from ..errors import RelpropError
@@ -153,7 +153,7 @@ class Run:
                  for tap, places in chosen.items()}
         streams = all(tap.kind is None for tap in marks)
         if not self.division.whole and not streams:  # parts of layers: what is lost is lost from the first layer on
-            first = next(self.placing.places(Address("in", 0)))[1].tap
+            first = next(self.placing.places("L*.in"))[1].tap
             marks.setdefault(first, lambda x, rel: x.new_zeros(len(sources), *x.shape))
         return marks
 

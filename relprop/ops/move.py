@@ -5,6 +5,7 @@ needs nothing. Where a constant is moved in beside the explained tensor (a class
 the constant takes is booked.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -122,7 +123,19 @@ def split_move(call: Split, *args: Any, **kwargs: Any) -> Any:
     if name in _ORDER:
         place = 2 if name == "topk" else 1
         return _ordered(call, args[0], kwargs.get("dim", args[place] if len(args) > place else -1))
-    return refilled(args, kwargs, call.rel, call.func)
+    return refilled(args, kwargs, call.rel, laid(call.func))
+
+
+def _viewed(x: Tensor, *shape: Any) -> Tensor:
+    return x.view(*shape) if isinstance(shape[0], torch.dtype) else x.reshape(*shape)
+
+
+_LAID = {"view": _viewed, "view_as": Tensor.reshape_as}
+
+
+def laid(func: Callable[..., Any]) -> Callable[..., Any]:
+    """A movement of data for parts, which need not lie in memory as their totals do."""
+    return _LAID.get(getattr(func, "__name__", ""), func)
 
 
 def _ordered(call: Split, x: Tensor, dim: int) -> Any:

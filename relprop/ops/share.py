@@ -22,7 +22,8 @@ def proportional(rel: Tensor, total: Tensor, constant: Tensor, *, eps: float | N
     """
     size, rest = rel.abs(), (total - rel).abs_()
     if eps is None:
-        rest.sub_(total.abs().amax(-1, keepdim=True).mul_(NOISE * torch.finfo(rel.dtype).eps)).clamp_(min=0)
+        largest = total.abs().nan_to_num_(posinf=0).amax(-1, keepdim=True)  # what is masked is -inf
+        rest.sub_(largest.mul_(NOISE * torch.finfo(rel.dtype).eps)).clamp_(min=0)
     rest.add_(size).add_(torch.finfo(rel.dtype).tiny if eps is None else eps)
     return size.div_(rest).mul_(constant)
 

@@ -280,7 +280,8 @@ class Shadow(Editor):
         elif first is not None and hasattr(first, _OPERANDS) and kind in _SCORED:
             setattr(output, _OPERANDS, getattr(first, _OPERANDS))
             if kind == "move" and hasattr(first, _ADDED) and first is args[0] and not mutates(func):
-                setattr(output, _ADDED, func(getattr(first, _ADDED).expand_as(first), *args[1:], **kwargs))
+                added = getattr(first, _ADDED).expand_as(first)
+                setattr(output, _ADDED, move.laid(func)(added, *args[1:], **kwargs))
 
     def _follow_scores(self, args: Any, output: Any) -> None:
         """Keeps constants that are added to attention scores, such as masks."""
@@ -318,12 +319,12 @@ class Shadow(Editor):
                              for side, t in ((QUERY, query), (KEY, key), (VALUE, value)))
         output = func(query, key, value, *args, **options)
         self.half, self._projected = "attention", False
-        if not any(map(self.slot.holds, (query, key, value))):
-            return output
-        call = self._call(lookup(func), func, output)
-        call.retrace = self._unseen
-        rel = attention.split_attention(call, query, key, value, *args, **options)
-        return self._settled("context", (), output, rel)
+        if any(map(self.slot.holds, (query, key, value))):
+            call = self._call(lookup(func), func, output)
+            call.retrace = self._unseen
+            rel = attention.split_attention(call, query, key, value, *args, **options)
+            output = self._settled("context", (), output, rel)
+        return self.edit(path, "attention", "output", output)
 
     def _unseen(self, function: Callable[[], Any]) -> Any:
         """`function()` with its calls split, which no tap counts and no layer is made of."""

@@ -15,13 +15,13 @@ from torch import Size, Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..ops import lookup
-from .interception import Tap, mutates
+from .interception import Tap, mutates, place_of
 from .observation import Observer, Seen
 from .opening import first
 
 _NUMBER = "_relprop_number"
-_MERGES = frozenset("view reshape flatten view_as reshape_as unflatten".split())
-_TURNS = frozenset("permute transpose movedim moveaxis swapaxes swapdims t".split())
+_MERGES = frozenset({"view", "reshape", "flatten", "view_as", "reshape_as", "unflatten"})
+_TURNS = frozenset({"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t"})
 SUMS = frozenset({"add", "__add__", "__radd__", "add_", "__iadd__"})
 """Names of functions that add."""
 
@@ -87,7 +87,7 @@ class Surveyor(Observer):
 
     def __init__(self, inputs: list[Tensor], model: nn.Module) -> None:
         super().__init__()
-        self._weights = {p.untyped_storage().data_ptr() for p in model.parameters() if p.dim() > 1}
+        self._weights = {place_of(p) for p in model.parameters() if p.dim() > 1} - {None}
         self.survey = Survey(self.seen)
         self._numbers, self._token = count(), object()
         self._fixed: dict[int, int | None] = {id(t): None for t in (*inputs, *model.buffers())}  # not ours to mark
@@ -149,7 +149,7 @@ class Surveyor(Observer):
         return len(self.seen) - 1
 
     def _weighs(self, operand: Tensor) -> bool:
-        return operand.dim() > 1 and operand.untyped_storage().data_ptr() in self._weights
+        return operand.dim() > 1 and place_of(operand) in self._weights
 
     def _embedded(self, func: Any, kind: str, args: Any, terms: list[Tensor]) -> None:
         if func in (F.embedding, torch.embedding):
