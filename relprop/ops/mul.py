@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..numerics import LOW
-from .call import Binary, Call, Plain, dependent, scaled, wide
+from .call import Binary, Call, Plain, dependent, wide
 from .journal import NORM, PRODUCT
 from .matmul import Parts, crossed, split_bilinear
 from .split import Split, difference, led
@@ -71,7 +71,8 @@ def mul(call: Call, input: Any, other: Any) -> Tensor:
     if rule is uniform:
         if input.dtype == other.dtype:
             return Halved.apply(input, other, call.func)
-        return call.func(scaled(input, 0.5), scaled(other, 0.5))
+        dtype = torch.result_type(input, other)
+        return call.retrace(lambda: torch.mul(input.to(dtype), other.to(dtype)))
     a, b = torch.broadcast_tensors(input, other)
     return Binary.apply(a, b, torch.mul, rule, call.journal, PRODUCT)
 

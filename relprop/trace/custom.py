@@ -106,8 +106,8 @@ def _methods(kind: type) -> dict[str, Callable[..., Any]]:
 
 
 def _copied(function: Any, seen: frozenset[Any] = frozenset()) -> Callable[..., Any] | None:
-    """The function with stand-ins for the autograd functions that it, or another function of its file, looks up; None if
-    there are none.
+    """The function with stand-ins for the autograd functions that it, or another function of its file, looks up; None
+    if there are none.
     """
     if not isinstance(function, types.FunctionType) or function in seen:
         return None
