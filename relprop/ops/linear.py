@@ -59,6 +59,10 @@ class Affine:
         return replace(self, product=of(self.product), transpose=of(self.transpose),
                        bias=None if self.bias is None else widened(self.bias))
 
+    def adjoint(self, g: Tensor) -> Tensor:
+        """g W^T: relevance per unit of x under LRP-0, by the rows of g that hold any."""
+        return _sparse(self, g)
+
     def bias_part(self, part: Callable[[Tensor], Tensor]) -> Tensor | float:
         """`part` (positive, negative ...) of the bias; 0 without one."""
         return 0.0 if self.bias is None else part(self.bias)
@@ -347,7 +351,7 @@ class Ruled(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
         affine = ctx.affine.widened()
         if isinstance(ctx.rule, Alternating) and ctx.rule.turn.plain:
-            return sparse(affine, g), None, None, None, None
+            return _sparse(affine, g), None, None, None, None
         x, = ctx.saved_tensors
         y = ctx.y if ctx.y._version == ctx.version else ctx.run(x)
         x, y = widened(x), widened(y)
@@ -377,10 +381,10 @@ class Sparse(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        return sparse(ctx.affine.widened(), g), None, None
+        return _sparse(ctx.affine.widened(), g), None, None
 
 
-def sparse(affine: Affine, g: Tensor) -> Tensor:
+def _sparse(affine: Affine, g: Tensor) -> Tensor:
     """The adjoint of the map applied to g, where most of g may be zero."""
     if affine.outputs is None:
         return affine.transpose(g, affine.weight)

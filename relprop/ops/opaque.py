@@ -81,7 +81,7 @@ class Jacobian(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
         x, = ctx.saved_tensors
-        g_x = _by_itself(ctx.map.run, x, g) if ctx.own else maps.sparse(ctx.map.widened(), g)
+        g_x = _by_itself(ctx.map.run, x, g) if ctx.own else ctx.map.widened().adjoint(g)
         if ctx.journal is not None:
             dot, bias = ctx.journal.dot, ctx.map.bias
             taken = 0 if bias is None else dot(g, bias)
