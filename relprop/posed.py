@@ -157,7 +157,8 @@ def _generated(subject: Subject, batch: Batch, row: int, length: int) -> list[in
     # a row alone has no padding, on whose side the next token would depend
     kwargs = {name: value[:, own.to(value.device)] if value.dim() == 2 and value.shape == ids.shape else value
               for name, value in one.kwargs.items() if name not in ("decoder_input_ids", "position_ids")}
-    kwargs["attention_mask"] = torch.ones_like(kwargs["input_ids"])
+    if "attention_mask" in family.arguments(subject.model):
+        kwargs["attention_mask"] = torch.ones_like(kwargs["input_ids"])
     begun = one.kwargs.get("decoder_input_ids")
     if begun is not None:
         kwargs["decoder_input_ids"] = begun

@@ -344,7 +344,7 @@ def test_answers_are_outcomes():
         found = relprop.effects(subject, base, other, target, at="L*.attn.H*", kind=["total", "indirect"])
         values = [explain(subject, [text], target).value.double() for text in (base, other)]
         assert torch.allclose(found.total.flatten().double(), values[1] - values[0], atol=1e-5)
-        assert found.indirect.abs().max() > 0
+        assert found.indirect.abs().max() > 0 and "log P of ' paris in'" in found.outcome
     guess = relprop.effects(subject, base, other, Answer(" paris in"), at="L*.mlp.N*", estimate="attribution", verify=3)
     assert guess.about["estimate"]["spearman"] > 0.5
     written = explain(subject, [base], Answer(length=3))

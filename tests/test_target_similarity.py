@@ -169,6 +169,23 @@ def test_other_methods(encoder, method):
         r.value.float(), explain(encoder, PAIRS, Similarity()).value, atol=1e-6)
 
 
+def test_similarities_are_compared(encoder):
+    found = relprop.compare(encoder, PAIRS, Similarity(), methods=["attnlrp", "occlusion"], steps=2, randoms=2)
+    assert found.table()["area"].notna().all() and found.results[0].target == ["similarity"] * 2
+
+
+def test_a_similarity_to_one_picture():
+    from transformers import ViTConfig, ViTModel
+
+    model = sharpened(ViTModel(ViTConfig(image_size=24, patch_size=6, **SMALL)))
+    x = torch.randn(3, 3, 24, 24, dtype=torch.float64)
+    r = explain(model, x[:2], Similarity(to=x[2:], pool="cls"))
+    e = model(x).last_hidden_state[:, 0]
+    assert torch.allclose(r.value.double(), F.cosine_similarity(e[:2], e[2:], dim=-1), atol=1e-6)
+    assert (r.ledger.error < 1e-9).all() and r.map.shape == (2, 24, 24)
+    assert r.target == ["similarity to what was given"] * 2
+
+
 def test_a_similarity_to_one_text_is_an_outcome(encoder):
     found = relprop.effects(encoder, "alice saw bob", "alice saw paris", Similarity(to="the dog"), kind="total")
     values = [explain(encoder, text, Similarity(to="the dog")).value for text in ("alice saw bob", "alice saw paris")]

@@ -5,6 +5,7 @@ its tokens, each behind those before it, and one backward pass explains their su
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -70,13 +71,9 @@ class Answer(Target):
         Raises: ValueError for a part that is not in the answer.
         """
         tokens, steps = self.answer, self._steps(vocabulary)
-        said = vocabulary.tokenizer.decode(list(tokens)) if vocabulary.tokenizer is not None else str(list(tokens))
+        said = repr(_said(tokens, vocabulary))
         if self.part is not None:
-            chosen = [tokens[step] for step in steps]
-            part = vocabulary.tokenizer.decode(chosen) if vocabulary.tokenizer is not None else str(chosen)
-            said = f"{part!r} in {said!r}"
-        else:
-            said = repr(said)
+            said = f"{_said([tokens[step] for step in steps], vocabulary)!r} in {said}"
         return Written(tuple(tokens[step] for step in steps), tuple(first + step for step in steps), self.measure, said)
 
     def _steps(self, vocabulary: Vocabulary) -> list[int]:
@@ -101,7 +98,7 @@ class Answer(Target):
         return list(range(first, last))
 
     def name(self, vocabulary: Vocabulary) -> str:
-        return f"{_SAID[self.measure]} of {'the answer' if self.answer is None else repr(self.answer)}"
+        return f"{_SAID[self.measure]} {'the answer' if self.answer is None else repr(_said(self.answer, vocabulary))}"
 
 
 @dataclass(frozen=True)
@@ -132,6 +129,11 @@ class Written(Target):
 
 
 _SAID = {LOGPROB: "log P of", LOGIT: "logit of"}
+
+
+def _said(tokens: Sequence[int], vocabulary: Vocabulary) -> str:
+    """What these tokens say."""
+    return str(list(tokens)) if vocabulary.tokenizer is None else vocabulary.tokenizer.decode(list(tokens))
 
 
 def ids(text: object, tokenizer: object) -> list[int]:

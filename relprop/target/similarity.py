@@ -74,7 +74,9 @@ class Similarity(Target):
         return list(zip(half[:len(first)], half[len(first):]))
 
     def name(self, vocabulary: Vocabulary) -> str:
-        return "similarity" if self.to is None else f"similarity to {self.to!r}"
+        if self.to is None:
+            return "similarity"
+        return f"similarity to {self.to!r}" if isinstance(self.to, str) else "similarity to what was given"
 
     def _pairs(self, reading: Reading) -> tuple[Tensor, Tensor]:
         """Embeddings of the first and second texts, (R, D) each."""
