@@ -1,9 +1,11 @@
 """What is asked of one architecture: does it build, run, come out explained with balanced books, and so on."""
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..anatomy import anatomy
+from .. import division
+from ..anatomy import Anatomy, anatomy
 from ..decompose import decompose
+from ..division import Division
 from ..errors import UnruledOp
 from ..explain import explain
-from ..intervene import Zero, intervened
+from ..intervene import Intervention, Zero, intervened
+from ..ops import mul, norm, share
 from ..result.census import Entry, Failure
 from ..still import settled
 from .architecture import Architecture, Inputs, value
@@ -24,6 +29,26 @@ METHODS = ("attnlrp", "cp-lrp")
 UNCHANGED = 1e-5
 """Largest change of the output that counts as none, relative to its largest entry."""
 BALANCED = 1e-3
+LOST = 1e-2
+"""How far a part may be from what the value loses with it, relative to that."""
+LITTLE = (1e-3, 1e-2, 1e-1)
+"""Which share of a part is taken, to see what the value loses: so little that experts and other choices stay as they are,
+but more where that is next to rounding.
+"""
+ABLATED = division.get("difference").but("ablation", share=share.aside, rules={"norm": norm.by_difference,
+                                                                               "mul": mul.by_difference})
+"""Every op split by what its output loses with the relevant part."""
+
+
+@dataclass(frozen=True, eq=False)
+class Less(Intervention):
+    """A little less than there is: so little that experts, top k and other choices stay as they are."""
+
+    share: float
+
+    def value(self, now: Tensor, there: Tensor | None) -> Tensor:
+        return now * (1 - self.share)
+
 
 
 def examine(architecture: Architecture) -> Entry:
@@ -41,8 +66,9 @@ def examine(architecture: Architecture) -> Entry:
         _step(entry, method, partial(_explained, entry, model, inputs, method))
     _step(entry, "anatomy", lambda: _known(entry, model, inputs))
     if entry.layers:
-        _step(entry, "intervention", lambda: _intervened(model, inputs))
-        _step(entry, "decompose", lambda: _decomposed(entry, model, inputs))
+        known = anatomy(model, (), dict(inputs))
+        _step(entry, "intervention", lambda: _intervened(model, inputs, known))
+        _step(entry, "decompose", lambda: _decomposed(model, inputs, known))
     _step(entry, "time", lambda: _timed(entry, model, inputs))
     return entry
 
@@ -71,7 +97,8 @@ def _explained(entry: Entry, model: nn.Module, inputs: Inputs, method: str) -> N
     seen: list[Any] = []
 
     def target(output: Any) -> Tensor:
-        seen.append(output)
+        if any(isinstance(one, Tensor) and one.grad_fn is not None for one in tree_leaves(output)):
+            seen.append(output)  # of the pass itself: what is read of it once more has no history
         return value(output)
 
     with torch.no_grad(), settled(model):
@@ -82,7 +109,7 @@ def _explained(entry: Entry, model: nn.Module, inputs: Inputs, method: str) -> N
         entry.ruled = False
         raise
     entry.ruled = True
-    change = _change(plain, seen[0])
+    change = _change(plain, *seen)
     error = float(found.ledger.error.max())
     entry.change[method], entry.ledger[method] = change, error
     if not change <= UNCHANGED:
@@ -91,11 +118,14 @@ def _explained(entry: Entry, model: nn.Module, inputs: Inputs, method: str) -> N
         raise ValueError(f"{error:.1e} of the value is unaccounted for")
 
 
-def _change(plain: Any, output: Any) -> float:
-    """The largest change of any floating entry, relative to the largest entry of its tensor."""
+def _change(plain: Any, *outputs: Any) -> float:
+    """The largest change of any floating entry, relative to the largest entry of its tensor; of outputs of one row each
+    those of all rows.
+    """
     changes = [0.0]
-    for a, b in zip(tree_leaves(plain), tree_leaves(output)):
-        if isinstance(a, Tensor) and a.is_floating_point() and isinstance(b, Tensor) and a.numel():
+    for a, *parts in zip(tree_leaves(plain), *map(tree_leaves, outputs)):
+        if isinstance(a, Tensor) and a.is_floating_point() and isinstance(parts[0], Tensor) and a.numel():
+            b = parts[0] if parts[0].shape == a.shape else torch.cat(parts)
             a, b = a.double(), b.detach().double()
             finite = a.isfinite()
             changes.append(float((a - b)[finite].abs().max() / a[finite].abs().max().clamp_min(1e-30))
@@ -103,31 +133,99 @@ def _change(plain: Any, output: Any) -> float:
     return max(changes)
 
 
-def _known(entry: Entry, model: nn.Module, inputs: Inputs) -> None:
+def _known(entry: Entry, model: nn.Module, inputs: Inputs) -> Anatomy:
+    """The anatomy, if an edit of each place in it reaches the output, and no attention was seen that it does without."""
     found = anatomy(model, (), dict(inputs))
     entry.layers, entry.heads = len(found.layers), max(layer.heads for layer in found.layers)
+    lost = [str(number) for number, layer in enumerate(found.layers) if layer.pattern is not None and not layer.attention]
+    if lost:
+        raise ValueError(f"the attention of layer {', '.join(lost)} has no output projection that could be told apart")
     silent = [address for address, reached in found.verify(model, (), dict(inputs)).items() if not reached]
     if silent:
         raise ValueError(f"nothing comes of an edit of {', '.join(silent)}")
+    return found
 
 
-def _intervened(model: nn.Module, inputs: Inputs) -> None:
-    """One head set to zero, by its address, must change the output."""
+def _chosen(known: Anatomy) -> list[str]:
+    """A head, or a mixer that has none, of the first, the middle and the last layer that has one."""
+    places = [f"L{number}.attn.H0" if layer.heads else f"L{number}.attn" for number, layer in enumerate(known.layers)
+              if layer.attention is not None and "attn" not in layer.silent]
+    if not places:
+        raise ValueError("no layer has a part that mixes positions and could be told apart")
+    return list(dict.fromkeys((places[0], places[len(places) // 2], places[-1])))
+
+
+def _intervened(model: nn.Module, inputs: Inputs, known: Anatomy) -> None:
+    """Heads set to zero, each by its address, must change the output."""
     with torch.no_grad(), settled(model):
         plain = model(**inputs)
-        with intervened(model, {"L0.attn.H0": Zero()}):
-            changed = model(**inputs)
-    if _change(plain, changed) == 0:
-        raise ValueError("the output is the same without L0.attn.H0")
+        for place in _chosen(known):
+            with intervened(model, {place: Zero()}):
+                changed = model(**inputs)
+            if _change(plain, changed) == 0:
+                raise ValueError(f"the output is the same without {place}")
 
 
-def _decomposed(entry: Entry, model: nn.Module, inputs: Inputs) -> None:
-    found = decompose(model, dict(inputs), "L0.attn.H0", target=value)
-    gap = (found.rel + found.irrel - found.total).abs().max() / found.total.abs().max()
-    if not gap <= BALANCED:
-        raise ValueError(f"the parts miss the total by {float(gap):.1e}")
-    if not found.rel.abs().max() > 0:
-        raise ValueError("L0.attn.H0 makes up nothing of the value")
+def _decomposed(model: nn.Module, inputs: Inputs, known: Anatomy) -> None:
+    """What heads make up of the value, by the published rules: finite parts of the model's own value, that are not
+    zero. And with every op split by what its output loses, what a little of a head makes up must be what the value
+    loses with it: the sum of the parts by itself cannot fail.
+    """
+    places = _chosen(known)
+    _parts(model, inputs, places, "cdt", Zero())
+    model, inputs = _precise(model, inputs)
+    for place in places:
+        _lost(model, inputs, place)
+
+
+def _lost(model: nn.Module, inputs: Inputs, place: str) -> None:
+    """Raises ValueError if a little of a place makes up something else of the value than the value loses with it.
+
+    More is taken where what is lost is next to rounding: norms and the like may be in float32.
+    """
+    for share in LITTLE:
+        one = Less(share)
+        plain, parts = _parts(model, inputs, [place], ABLATED, one)
+        with torch.no_grad(), settled(model), intervened(model, {place: one}):
+            loss = plain - value(model(**inputs))
+        rounding = 32 * torch.finfo(torch.float32).eps * plain.abs().max()
+        if loss.abs().max() > rounding / LOST:
+            break
+    gap = ((parts[0] - loss).abs().max() - rounding) / loss.abs().max().clamp_min(1e-30)
+    if not gap <= LOST:
+        raise ValueError(f"by difference, {share:.0e} of {place} makes up {parts[0].tolist()} of the value, but without "
+                         f"it the value loses {loss.tolist()}")
+
+
+def _parts(model: nn.Module, inputs: Inputs, places: list[str], rules: str | Division, one: Intervention,
+           ) -> tuple[Tensor, Tensor]:
+    """The model's own value, and what each place makes up of it."""
+    with torch.no_grad(), settled(model):
+        plain = value(model(**inputs))
+    found = decompose(model, dict(inputs), places, target=value, rules=rules, ablation=one)
+    gap = (found.total - plain).abs().max() / plain.abs().max()
+    if not gap <= UNCHANGED:
+        raise ValueError(f"the total misses the model's own value by {float(gap):.1e}")
+    nothing = [place for place, rel in zip(places, found.rel) if not rel.abs().max() > 0]
+    if nothing:
+        raise ValueError(f"{', '.join(nothing)} makes up nothing of the value")
+    return plain, found.rel
+
+
+def _precise(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """The model in float64, where it computes in it."""
+    try:
+        double = copy.deepcopy(model).double()
+        if hasattr(double, "set_experts_implementation"):
+            double.set_experts_implementation("eager")  # fused products of experts are for float32 and less
+        fed = {name: one.double() if isinstance(one, Tensor) and one.is_floating_point() else one
+               for name, one in inputs.items()}
+        with torch.no_grad(), settled(double):
+            if value(double(**fed)).dtype == torch.float64:
+                return double, fed
+    except (RuntimeError, TypeError, ValueError):
+        pass
+    return model, inputs
 
 
 def _timed(entry: Entry, model: nn.Module, inputs: Inputs, repeats: int = 3) -> None:
