@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Iterator
-from itertools import product
 from typing import Any
 
 import torch
@@ -54,13 +53,13 @@ def layouts(task: str, model: nn.Module) -> Iterator[Named]:
     words = text(task, model, generator) if "input_ids" in accepted else _answer(accepted, generator)
     if hasattr(model.config, "max_state_dim"):
         words |= {name: make(model.config, generator) for name, make in _STATES.items() if name in accepted}
-    pictures = _taken(model, "image", Painter(accepted, seen(model.config), ROWS, generator).layouts())
-    sounds = _taken(model, "audio", Recorder(accepted, heard(model.config), ROWS, generator).layouts())
-    for seeing, hearing in product(pictures, sounds):
-        found = _placed(model, accepted, words, {**seeing, **hearing})
-        yield found
-        if (told := _told(model, found)) is not None:
-            yield _placed(model, accepted, words, {**seeing, **hearing}, told)
+    sounds = [*Recorder(accepted, heard(model.config), ROWS, generator).layouts()]
+    for seeing in _taken(model, "image", Painter(accepted, seen(model.config), ROWS, generator).layouts()):
+        for hearing in _taken(model, "audio", sounds):
+            found = _placed(model, accepted, words, {**seeing, **hearing})
+            yield found
+            if (told := _told(model, found)) is not None:
+                yield _placed(model, accepted, words, {**seeing, **hearing}, told)
     if task in TEXTS:  # pictures are something besides
         yield words
 
@@ -84,9 +83,19 @@ def _told(model: nn.Module, found: Named) -> int | None:
     return None
 
 
-def _taken(model: nn.Module, kind: str, several: Iterable[Named]) -> list[Named]:
-    """Several layouts, those first of which the model can make features by itself."""
-    return sorted(several, key=lambda one: not _features(model, kind, one)) or [{}]
+def _taken(model: nn.Module, kind: str, several: Iterable[Named]) -> Iterator[Named]:
+    """Several layouts, those first of which the model can make features by itself; nothing at all where there are none.
+    """
+    others, found = [], False
+    for one in several:
+        found = True
+        if _features(model, kind, one):
+            yield one
+        else:
+            others.append(one)
+    yield from others
+    if not found:
+        yield {}
 
 
 def _placed(model: nn.Module, accepted: set[str], words: Named, media: Named, images: int | None = None) -> Named:
