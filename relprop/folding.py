@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from .result import Ledger, Picture, Relevance
-from .target import Targets
+from .target import Similarity, Targets
 from .tokens import Batch
 
 
@@ -18,21 +18,30 @@ def folded(found: Relevance, batch: Batch, targets: Targets) -> Relevance:
     apart, (B, S, ...).
     """
     layout, width = batch.layout, len(batch.units.tokens[0])
+    compared = all(isinstance(target, Similarity) for target in targets.targets)
     names = [target.name(targets.vocabulary) for target in targets.targets]
     packed = {} if batch.pictures is None else batch.pictures.packing  # patches and tiles of all sequences
     split = lambda tensors: {name: t if name in packed else t.unflatten(0, (batch.rows, layout.count))
                              for name, t in tensors.items()}
     positions = None if found.positions is None else layout.folded(found.positions, width)
     return replace(found, map=layout.folded(found.map, width), value=_summed(found.value, batch), target=names,
-                   units=batch.units, ledger=None if found.ledger is None else _ledger(found.ledger, batch),
+                   units=batch.units, ledger=None if found.ledger is None else _ledger(found.ledger, batch, compared),
+                   forwards=found.forwards + compared,  # the pass that made what each text is compared with
                    inputs=split(found.inputs), latents=split(found.latents), positions=positions,
                    pictures=_pictures(found.pictures, layout.count))
 
 
-def _ledger(books: Ledger, batch: Batch) -> Ledger:
+def _ledger(books: Ledger, batch: Batch, compared: bool) -> Ledger:
+    """The books of the rows; of texts that are compared, with what each has of the input."""
     each = lambda amounts: amounts and {name: _summed(amount, batch) for name, amount in amounts.items()}
     return replace(books, value=_summed(books.value, batch), input=_summed(books.input, batch),
-                   absorbed=each(books.absorbed), layers=each(books.layers), parts=each(books.parts))
+                   absorbed=each(books.absorbed), layers=each(books.layers),
+                   parts=_sides(books.input, batch) if compared else each(books.parts))
+
+
+def _sides(amount: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """What the first and the second text of each row have."""
+    return dict(zip(("first text", "second text"), amount.unflatten(0, (batch.rows, 2)).unbind(1), strict=True))
 
 
 def _pictures(found: tuple[Picture, ...], count: int) -> tuple[Picture, ...]:

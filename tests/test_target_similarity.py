@@ -120,6 +120,12 @@ def test_the_map_is_of_both_texts(encoder):
     assert [word for word, _ in r.words(0)] == " ".join(PAIRS[0]).split()
     assert all(value != 0 for _, value in r.words(0))
     assert torch.allclose(r.map.sum(1).double(), r.ledger.input, atol=1e-5)
+    assert r.forwards == explain(encoder, PAIRS[0][0], Similarity(to=PAIRS[0][1])).forwards + 1
+    first = (torch.tensor(r.units.offsets)[..., 0] < torch.tensor(r.units.seconds)[:, None]) & (r.map != 0)
+    first &= torch.arange(r.map.shape[1]) < r.map.shape[1] // 2  # special tokens have no place in the text
+    sides = [(r.map * first).sum(1), (r.map * ~first).sum(1)]
+    for name, side in zip(("first text", "second text"), sides, strict=True):
+        assert torch.allclose(r.ledger.parts[name], side.double(), atol=1e-5)
     swapped = explain(encoder, [pair[::-1] for pair in PAIRS], Similarity())
     first = len(PAIRS[0][0].split())
     own, other = ([value for _, value in each.words(0)] for each in (r, swapped))
