@@ -164,47 +164,47 @@ def _numbers(coded: Sequence[Tensor], count: int) -> Tensor:
 
 def _extents(number: Tensor, y: Tensor, x: Tensor, sizes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Height and width of each entry's part of its picture: from its place to that of its neighbours."""
-    number, places = number.flatten(), (y.flatten(), x.flatten())
-    # of a place: half a level of 8 bits, which processors round to, twice
-    rough = [(size / SEGMENTS / 255)[number.clamp(min=0)] for size in sizes]
-    found = []
-    for along, across in ((0, 1), (1, 0)):
-        near = lambda i, j: (number[i] == number[j]) & (number[i] >= 0) & (
-            (places[across][i] - places[across][j]).abs() <= 2 * rough[across][i])  # noqa: B023 called in this round
-        step = lambda i, j: (places[along][j] - places[along][i]).where(near(i, j), 0)  # noqa: B023
-        found.append(_steps_along(number, rough[along], step, sizes[along]).view(y.shape).float())
+    found = torch.zeros(2, *number.shape)
+    for i in range(len(sizes[0])):
+        own = number == i
+        if bool(own.any()):
+            places, whole = (y[own], x[own]), [float(size[i]) for size in sizes]
+            for along, across in ((0, 1), (1, 0)):
+                steps = _steps_along(places[along], places[across], whole[along], whole[across])
+                found[along][own] = steps.float()
     return found[0], found[1]
 
 
-def _steps_along(number: Tensor, rough: Tensor, step: Callable[[Tensor, Tensor], Tensor], sizes: Tensor) -> Tensor:
-    """Distance of each entry to its neighbour along one axis; of an entry without one, the picture's usual distance.
+def _steps_along(along: Tensor, across: Tensor, size: float, other: float) -> Tensor:
+    """Distance of each entry of a picture to its neighbour along one axis; of one without any, the usual distance.
 
-    Neighbours are as many entries apart as most of those entries have them that are looked at.
+    Neighbours are as many entries apart as the most of those entries have one that are looked at.
+
+    Args: along, across: places on this axis and on the other one, (N,). size, other: how long these axes are.
     """
-    count = len(number)
-    inside = (number >= 0).nonzero().flatten()
-    anchors = inside[torch.linspace(0, len(inside) - 1, min(_ANCHORS, len(inside))).long()]
+    count = len(along)
+    rough, beside = (side / SEGMENTS / 255 for side in (size, other))  # half a level, which is rounded to, twice
+    step = lambda i, j: (along[j] - along[i]).where((across[i] - across[j]).abs() <= 2 * beside, 0)
+    anchors = torch.linspace(0, count - 1, min(_ANCHORS, count)).long()
     lags = torch.arange(1, min(_REACH, count - 1) + 1)
     ahead = (anchors[:, None] + lags).clamp(max=count - 1)
     on = step(anchors[:, None].expand_as(ahead), ahead)
-    far = on.abs() > 2 * rough[anchors][:, None]
-    first = far.int().argmax(1)[far.any(1)]
-    size = sizes[number.clamp(min=0)]
+    far = on.abs() > 2 * rough
+    first = far.int().argmax(1)[far.any(1)] if len(lags) else lags
     if not len(first):  # a single line
-        return size
-    lag = int(lags[first.mode().values])
-    ahead = on[far.any(1)].gather(1, first[:, None])
-    mirrored = float(ahead.sign().sum()) < 0  # the picture may be mirrored
-    step = (lambda i, j, there=step: -there(i, j)) if mirrored else step
-    found = torch.zeros(count, dtype=torch.float64)
+        return torch.full_like(along, size)
+    # of channels that come last the next place is one, two or three entries on, and three from all of them
+    lag = max(first.unique().tolist(), key=lambda place: int(far[:, place].sum()))
+    mirrored, lag = float(on[:, lag].sign().sum()) < 0, int(lags[lag])
+    onward = (lambda i, j: -step(i, j)) if mirrored else step
+    found, usual = torch.zeros_like(along), size
     for several in (1, *_FAR):  # over several entries what is rounded counts less
-        far = _neighbours(step, count, lag * several) / several
-        known = far > rough / several
+        steps = _neighbours(onward, count, lag * several) / several
+        known = steps > rough / several
         if several == 1:
-            usual = torch.stack([far[(number == i) & known].median() if bool(((number == i) & known).any()) else s
-                                 for i, s in enumerate(sizes)])[number.clamp(min=0)]
-        same = (far < 2 * found) & (far > found / 2) if several > 1 else far < 4 * usual
-        found = torch.where(known & same, far, found)
+            usual = float(steps[known].median()) if bool(known.any()) else size
+        same = (steps < 2 * found) & (steps > found / 2) if several > 1 else steps < 4 * usual
+        found = torch.where(known & same, steps, found)
     return torch.where(found > 0, found, usual)
 
 
