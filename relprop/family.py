@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from .pixels import Pixels, from_timm
@@ -77,6 +78,17 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while inner := next((WRAPPERS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in WRAPPERS), None):
         model = getattr(model, inner)
     return model
+
+
+def device(model: nn.Module) -> torch.device:
+    """Where the model's first parameter is when it is used: what accelerate keeps elsewhere is brought there."""
+    found = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if found.type != "meta":
+        return found
+    hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
+    every = [one for hook in hooks if hook is not None for one in (hook, *getattr(hook, "hooks", ()))]
+    named = next((one.execution_device for one in every if getattr(one, "execution_device", None) is not None), found)
+    return torch.device("cuda", named) if isinstance(named, int) else torch.device(named)
 
 
 def adapted(module: nn.Module) -> bool:

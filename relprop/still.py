@@ -24,15 +24,16 @@ def settled(model: nn.Module) -> Iterator[None]:
     (True, True)
     """
     modes = [(module, module.training) for module in model.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    # by name: accelerate puts another parameter in the place of one that it keeps elsewhere until it is used
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters(remove_duplicate=False)}
     try:
         _switch((module, False) for module, _ in modes)
-        _require((parameter, False) for parameter, _ in wanted)
+        _require(model, dict.fromkeys(wanted, False))
         with replaced(model):
             yield
     finally:
         _switch(modes)
-        _require(wanted)
+        _require(model, wanted)
 
 
 def _switch(modes: Iterable[tuple[nn.Module, bool]]) -> None:
@@ -41,7 +42,7 @@ def _switch(modes: Iterable[tuple[nn.Module, bool]]) -> None:
             module.training = training
 
 
-def _require(wanted: Iterable[tuple[nn.Parameter, bool]]) -> None:
-    for parameter, requires_grad in wanted:
-        if parameter.requires_grad != requires_grad:
-            parameter.requires_grad_(requires_grad)
+def _require(model: nn.Module, wanted: dict[str, bool]) -> None:
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in wanted and parameter.requires_grad != wanted[name]:
+            parameter.requires_grad_(wanted[name])

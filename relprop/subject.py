@@ -101,8 +101,8 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's first parameter is."""
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        """Where the model's first parameter is when it is used."""
+        return family.device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -152,7 +152,7 @@ class Subject:
         Raises: ValueError that names the first one with NaN or infinite values, and how many there are.
         """
         for name, value in [*self.model.named_parameters(), *self.model.named_buffers()]:
-            if not value.is_floating_point() or value.detach().sum().isfinite():  # a tenth of the price of each entry
+            if value.is_meta or not value.is_floating_point() or value.detach().sum().isfinite():  # a tenth of the price of each entry
                 continue
             # masks are kept in buffers of -inf, so there only NaN is wrong
             wrong = ~value.isfinite() if isinstance(value, nn.Parameter) else value.isnan()
