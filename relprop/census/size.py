@@ -61,7 +61,8 @@ RULES: tuple[tuple[str, Small | None, Small | None], ...] = (
     (r"block_size", _every(2), None),
     (r"halo_size", _every(1), None),
     (r"ref_feat_shape|rope_ref_feat_shape|global_pos_size|pos_embed_grid_size", _every(4), _every(4)),
-    (r"position_embedding_size|swiglu_align_to", _every(8), None),
+    (r"position_embedding_size", _every(16), None),
+    (r"swiglu_align_to", _every(8), None),
     (r"num_classes", lambda value: CLASSES, None),
 )
 UNTOLD = re.compile(r"\w*ratios?|pretrained_\w+|feature_cfg|kwargs_filter|img_size|weight_init|fix_init|conv_init|"

@@ -109,8 +109,8 @@ def inputs(name: str, model: nn.Module) -> Inputs:
 
 
 def patches(model: nn.Module) -> Inputs:
-    """Two pictures in patches, of 6 x 6 and of 3 x 6, which leaves places empty, as timm's collator hands them on."""
-    grids, generator = ((6, 6), (3, 6)), torch.Generator().manual_seed(1)
+    """Two pictures in patches, of 6 x 6 and of 3 x 9, which leaves places empty, as timm's collator hands them on."""
+    grids, generator = ((6, 6), (3, 9)), torch.Generator().manual_seed(1)
     places = [torch.cartesian_prod(*map(torch.arange, grid)) for grid in grids]
     coord = nn.utils.rnn.pad_sequence(places, batch_first=True)  # (B, T, 2)
     valid = torch.arange(coord.shape[1]) < torch.tensor([[len(one)] for one in places])  # (B, T)
