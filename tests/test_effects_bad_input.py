@@ -33,7 +33,7 @@ def test_several_tokens_where_one_is_needed(ask):
         effects(reader(), *TEXTS, ask, at="L0.mlp")
     pieces = ["Ġ", *"footballer"]
     assert str(said.value) == (f"' footballer' is 11 tokens, {pieces}, where one is needed; give one of them, or its "
-                               "id")
+                               "id, or Answer(' footballer') for all of them")
 
 
 def test_a_continuation_outside_of_the_vocabulary():

@@ -397,6 +397,11 @@ def test_answers_that_cannot_be(target, said):
         explain(gpt2(), PROMPTS[:1], target)
 
 
+def test_several_tokens_in_the_place_of_one():
+    with pytest.raises(ValueError, match=r"' paris in' is 2 tokens, .* or Answer\(' paris in'\) for all of them"):
+        explain(gpt2(), PROMPTS[:1], " paris in")
+
+
 def test_an_answer_of_a_model_that_does_not_write():
     with pytest.raises(ValueError, match="an answer is written by a language model, and the task here is 'text-class"):
         explain("reviews-bert", "A fine film.", Answer(" yes"))

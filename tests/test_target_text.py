@@ -158,6 +158,7 @@ def test_an_answer_is_its_start_and_end():
         r = explain(subject, PAIRS[:1], target)
         assert torch.allclose(r.value.double(), out.start_logits[0, at[0]] + out.end_logits[0, at[1]], atol=1e-5)
         assert balanced(r)
+    assert explain(subject, PAIRS[:1], "bob in paris").target == ["answer 'bob in paris'"]
     span, start, end = (explain(subject, PAIRS[:1], kind("bob in paris")) for kind in (Span, Start, End))
     assert torch.allclose(start.value.double(), out.start_logits[0, 7], atol=1e-6)
     assert torch.allclose(end.value.double(), out.end_logits[0, 9], atol=1e-6)
@@ -174,7 +175,7 @@ def test_the_predicted_answer_lies_in_the_context():
     for row, (question, context) in enumerate(PAIRS):
         first = len(question.split()) + 2
         places = range(first, first + len(context.split()))
-        values = {(s, e): float(out.start_logits[row, s] + out.end_logits[row, e])
+        values = {(s, e): (out.start_logits[row, s] + out.end_logits[row, e]).item()
                   for s in places for e in places if s <= e}
         s, e = max(values, key=values.get)
         assert abs(float(r.value[row]) - values[s, e]) < 1e-5

@@ -13,6 +13,7 @@ from .combination import Function
 from .entry import Class, Regression, Token
 from .output import wide
 from .prediction import Prediction
+from .question import Span
 from .reading import Reading
 from .scalar import Target, listed, meant
 from .tag import Tag
@@ -125,8 +126,9 @@ class Vocabulary:
         hint = f'; with a space before it, " {text}", it is one' if len(spaced) == 1 else ""
         if len(pieces) < 2:
             raise ValueError(f"no token {text!r} in the vocabulary{hint or '; give one of its tokens or an id'}")
+        whole = f", or Answer({text!r}) for all of them" if self.writes else ""
         raise ValueError(f"{text!r} is {len(pieces)} tokens, {spelled}, where one is needed"
-                         f"{hint or '; give one of them, or its id'}")
+                         f"{hint or f'; give one of them, or its id{whole}'}")
 
     def name(self, index: int, *, token: bool) -> str:
         """What a class or a token is called."""
@@ -135,7 +137,9 @@ class Vocabulary:
         return self.labels[index] if self.labels is not None else f"class {index}"
 
     def _choice(self, which: str | int) -> Target:
-        """What a label, a token or an index alone means."""
+        """What a label, a token, an answer or an index alone means."""
+        if self.task == "question-answering" and isinstance(which, str):
+            return Span(which)
         kinds = (self.of_tokens, Token), (self.of_tags, Tag), (self.regression, Regression), (True, Class)
         return next(kind for is_one, kind in kinds if is_one)(which)
 
