@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .decompose import decompose
     from .division import Division
     from .errors import IndependentOutput, LedgerError, RelpropError, UnruledOp
+    from .estimate import estimate
     from .explain import METHODS, Comparison, Explanation, compare, explain, open
     from .load import load
     from .mediation import Effects, effects
@@ -75,6 +76,7 @@ _HOME = {  # where each name is defined
     "division": ("Division",),
     "subject": ("Subject",),
     "load": ("load",),
+    "estimate": ("estimate",),
     "explain": ("METHODS", "Comparison", "Explanation", "compare", "explain", "open"),
     "mediation": ("Effects", "effects"),
     "benchmark": ("Benchmark", "benchmark"),
@@ -91,8 +93,8 @@ __all__ = [
     "IndependentOutput", "Ledger", "LedgerError", "Prediction", "Probability", "Regression", "Relevance",
     "RelpropError", "Similarity", "Span", "Start", "Subject", "Tag", "Target", "Task", "Token", "UnruledOp",
     "anatomy", "approximation", "attention", "benchmark", "captum", "census", "check", "circuit", "compare",
-    "composite", "data", "decompose", "effects", "explain", "intervene", "load", "mediation", "nn", "open", "ops",
-    "quantus", "view", "zoo",
+    "composite", "data", "decompose", "effects", "estimate", "explain", "intervene", "load", "mediation", "nn",
+    "open", "ops", "quantus", "view", "zoo",
 ]  # fmt: skip
 
 

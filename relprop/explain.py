@@ -7,6 +7,7 @@
 """
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import attention, baselines, composite, fit, latents, rows, view
+from . import attention, baselines, composite, fit, latents, memory, rows, view
 from .address import Address, Spans
 from .check import ablation
 from .composite import Composite
@@ -222,33 +223,76 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
     Raises: ValueError or TypeError for inputs, targets, methods or addresses that cannot be; UnruledOp, LedgerError and
         IndependentOutput as of `relprop.relevance.propagate`.
     """
-    wanted = [Address.parse(one) for one in ((at,) if isinstance(at, str) else at)]  # a slip is found before any run
     _check_size(batch_size)
-    check_positions(positions)
-    if method is None:
-        subject = _subject(subject)
-        inputs = subject.prepare(inputs)
-        method = composite.default(_modality(subject, inputs))
-    run = _method(method, spread_bias=spread_bias, ledger=ledger, layers=layers, at=latents.wholes(wanted),
-                  positions=positions, unruled=unruled, checkpoint=checkpoint, options=options or {},
-                  show_progress=show_progress)
-    subject = _subject(subject)
-    batch = subject.prepare(inputs)
-    batch, targets = posed(subject, batch, subject.targets(target, batch.rows))
+    ready = prepared(subject, inputs, target, method=method, spread_bias=spread_bias, ledger=ledger, layers=layers,
+                     at=at, positions=positions, unruled=unruled, checkpoint=checkpoint, options=options,
+                     show_progress=show_progress)
+    batch, targets = ready.batch, ready.targets
     size = batch.rows if batch_size is None else batch_size
     starts = range(0, batch.rows, size)
     if show_progress and len(starts) > 1:
         from tqdm.auto import tqdm
 
-        starts = tqdm(starts, desc=_name(method), unit="batch")
+        starts = tqdm(starts, desc=_name(ready.method), unit="batch")
     parts = []
     for start in starts:
         which = torch.arange(start, min(start + size, batch.rows))
         part = batch if size >= batch.rows else batch.take(which)
-        parts.append(_run(run, subject, part, targets.take(which.tolist()), wanted, spans))
-    again = partial(_method, method, ledger=False, positions=positions, unruled=unruled, checkpoint=checkpoint,
+        if not start:
+            _warn_of_memory(ready, part, checkpoint)
+        parts.append(_run(ready.run, ready.subject, part, targets.take(which.tolist()), ready.wanted, spans))
+    again = partial(_method, ready.method, ledger=False, positions=positions, unruled=unruled, checkpoint=checkpoint,
                     options=options or {})
-    return _joined(parts, _Live(subject, batch, targets, again))
+    return _joined(parts, _Live(ready.subject, batch, targets, again))
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An explanation before it is made: `run(subject, batch, targets)` makes it, of any rows of the batch. `wanted`:
+    the addresses whose relevance is kept.
+    """
+
+    run: Method
+    subject: Subject
+    batch: Batch
+    targets: Targets
+    method: str | Composite
+    wanted: list[Address]
+
+    def once(self, subject: Subject, batch: Batch, targets: Targets) -> Relevance:
+        """One run, of rows that are several sequences as well."""
+        return self.run(subject, *apart(subject, batch, targets))
+
+
+def prepared(subject: str | Subject | nn.Module | tuple, inputs: object, target: object = None, *,
+             method: str | Composite | None = None, at: str | Sequence[str] = (), positions: str | None = None,
+             options: dict[str, Any] | None = None, show_progress: bool = False, **of_composite: Any) -> Ready:
+    """What `explain` is asked for, checked and ready to run; arguments as there.
+
+    Raises: as `explain`, for what is found before any run.
+    """
+    wanted = [Address.parse(one) for one in ((at,) if isinstance(at, str) else at)]  # a slip is found before any run
+    check_positions(positions)
+    if method is None:
+        subject = _subject(subject)
+        inputs = subject.prepare(inputs)
+        method = composite.default(_modality(subject, inputs))
+    run = _method(method, at=latents.wholes(wanted), positions=positions, options=options or {},
+                  show_progress=show_progress, **of_composite)
+    subject = _subject(subject)
+    batch = subject.prepare(inputs)
+    _check_pictures(method, batch)
+    batch, targets = posed(subject, batch, subject.targets(target, batch.rows))
+    return Ready(run, subject, batch, targets, method, wanted)
+
+
+def _warn_of_memory(ready: Ready, part: Batch, checkpoint: bool) -> None:
+    """Warns where this part of the batch is large, and will take more memory than is free."""
+    if not memory.worth(ready.subject, part):
+        return
+    found = memory.predicted(ready.once, ready.subject, part, ready.targets.take(range(part.rows)))
+    if not found.fits:
+        warnings.warn(memory.advice(found, several=part.rows > 1, checkpoint=checkpoint), stacklevel=3)
 
 
 def compare(subject: str | Subject | nn.Module | tuple, inputs: object, target: object = None, *,
@@ -304,7 +348,8 @@ def compared(modality: str) -> list[str]:
     >>> compared("image")[1:]
     ['rollout', 'integrated-gradients']
     """
-    return [composite.default(modality), "rollout", "integrated-gradients"]
+    others = ["cp-lrp", "input-x-gradient"] if modality == "both" else ["rollout", "integrated-gradients"]
+    return [composite.default(modality), *others]
 
 
 def open(path: str | PathLike) -> Explanation | list[Explanation] | Circuit | Faithfulness:
@@ -367,6 +412,15 @@ def _modality(subject: Subject, batch: Batch) -> str:
 def _check_size(batch_size: int | None) -> None:
     if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
         raise ValueError(f"batch_size must be at least 1 and whole, or None for all rows, got {batch_size!r}")
+
+
+def _check_pictures(method: str | Composite, batch: Batch) -> None:
+    """Raises ValueError for a method that maps one input where pictures stand beside a text."""
+    both = batch.pictures is not None and batch.pictures.origins
+    if both and not isinstance(method, Composite) and method not in (*_COMPOSITES, *baselines.OF_SEVERAL):
+        raise ValueError(f"{method} explains one input, and here are a text and pictures, or pictures that the model "
+                         f"sees as patches; the methods that explain both are "
+                         f"{', '.join((*_COMPOSITES, *baselines.OF_SEVERAL))}")
 
 
 def _name(method: str | Composite) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from relprop import composite
 from relprop.ops import attention as fused
 from relprop.ops import matmul, softmax
+from relprop.ops.chunk import ENTRIES, shrunk
 
 parametrize = pytest.mark.parametrize
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
@@ -121,12 +122,12 @@ def test_fused_attention_of_which_some_operands_are_constants(moving, rules):
 
 
 @parametrize("chunk", [1, 40, 1 << 22])
-def test_the_held_pattern_is_the_same_in_chunks(monkeypatch, chunk):
-    monkeypatch.setattr(fused, "CHUNK", chunk)
+def test_the_held_pattern_is_the_same_in_chunks(chunk):
     for case in ("boolean mask", "mask of each row", "causal", "grouped queries, masked"):
         options = ATTENTIONS[case]
         inputs, R = operands(options), randn(B, H, T, K)
-        found, _ = propagated(partial(F.scaled_dot_product_attention, **options), inputs, R, EVERYTHING["cp-lrp"])
+        with shrunk(1, chunk / ENTRIES):
+            found, _ = propagated(partial(F.scaled_dot_product_attention, **options), inputs, R, EVERYTHING["cp-lrp"])
         assert_same(found[2], attention_oracle(inputs, options, R, matmul.gradient, softmax.hold)[2])
 
 

@@ -21,8 +21,10 @@ from .mediation import mediate
 from .model import filled, models
 from .option import (
     COMPARED,
+    AsEstimate,
     AsJson,
     BatchSize,
+    Checkpoint,
     Device,
     Dtype,
     Input,
@@ -110,11 +112,16 @@ def verbs(
 def explain(
     input: Input, model: Model = None, target: Targets = None, method: Method = None, output: Output = None,
     as_json: AsJson = False, device: Device = None, dtype: Dtype = None, batch_size: BatchSize = None,
-    positions: Positions = None, pair: Pair = None,
+    positions: Positions = None, pair: Pair = None, checkpoint: Checkpoint = False, estimate: AsEstimate = False,
 ) -> None:  # fmt: skip
     """Map an output onto words or pixels, with its ledger."""
     _saved_later(output)
-    result = _explained(input, model, target, method, device, dtype, batch_size, positions, pair)
+    if estimate:
+        typer.echo(_estimated(
+            input, model, target, method, device, dtype, batch_size, positions, pair, checkpoint, as_json
+        ))  # fmt: skip
+        return
+    result = _explained(input, model, target, method, device, dtype, batch_size, positions, pair, checkpoint)
     if positions is not None and result.positions is None:
         warnings.warn(f"there is no map of positions: {result.provenance['positions']}", stacklevel=1)
     if output is not None:
@@ -278,7 +285,7 @@ def _mediated(output: Path, seed: int) -> None:
 def _explained(
     input: str, model: str | None, target: list[str] | None, method: str | None,
     device: str | None, dtype: str | None, batch_size: int | None, positions: str | None = None,
-    pair: str | None = None,
+    pair: str | None = None, checkpoint: bool = False,
 ) -> Explanation:  # fmt: skip
     """What `explain` and `check` have in common."""
     subject, inputs = loaded(input, model, device, dtype, pair)
@@ -286,8 +293,25 @@ def _explained(
     from ..explain import explain as run  # after the input was read, since it waits for torch
 
     return run(
-        subject, inputs, targets, method=method, positions=positions, batch_size=batch_size, show_progress=watched()
+        subject, inputs, targets, method=method, positions=positions, batch_size=batch_size, checkpoint=checkpoint,
+        show_progress=watched(),
     )  # fmt: skip
+
+
+def _estimated(
+    input: str, model: str | None, target: list[str] | None, method: str | None, device: str | None,
+    dtype: str | None, batch_size: int | None, positions: str | None, pair: str | None, checkpoint: bool,
+    as_json: bool,
+) -> str:  # fmt: skip
+    """What an explanation will take, in words or as JSON."""
+    subject, inputs = loaded(input, model, device, dtype, pair)
+    inputs, targets = by_row(inputs, target, subject)
+    from ..estimate import estimate as run
+
+    found = run(
+        subject, inputs, targets, method=method, positions=positions, batch_size=batch_size, checkpoint=checkpoint
+    )  # fmt: skip
+    return json.dumps(found.to_dict()) if as_json else str(found)
 
 
 def _saved_later(output: Path | None) -> None:

@@ -43,6 +43,10 @@ Dtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help=(
 BatchSize = Annotated[int | None, typer.Option("--batch-size", metavar="N", min=1, help=(
     "Inputs in one pass. [default: all]"
 ))]  # fmt: skip
+AsEstimate = Annotated[bool, typer.Option("--estimate", help="Say how much memory it will take, and do not do it.")]
+Checkpoint = Annotated[bool, typer.Option("--checkpoint", help=(
+    "Run each layer again on the way back: less memory, more time."
+))]  # fmt: skip
 Positions = Annotated[str | None, typer.Option("--positions", metavar="HOW", help=(
     "apart: relevance of positions as a map of its own; added: to that of tokens or pixels."
 ))]  # fmt: skip

@@ -6,23 +6,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..memory import out_of_memory
+
 PIECE = 8  # rows that are run together where nothing else is said; the copies of them fill a batch
 Found = dict[str, Tensor]
 """Numbers of some rows, the last axis, by name."""
-_SAID = ("can't allocate memory", "not enough memory", "out of memory")  # RuntimeErrors of processors, other devices
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, which less work at once may mend.
-
-    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: ..."))
-    (True, True)
-    >>> out_of_memory(RuntimeError("shapes differ"))
-    False
-    """
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
 
 
 def halved(run: Callable[[Tensor], Found], rows: Tensor) -> Found:
