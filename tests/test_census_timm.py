@@ -143,6 +143,19 @@ def test_every_architecture_is_explained():
     assert len(left) <= 0.05 * len(works), left
 
 
+@pytest.mark.slow
+def test_books_of_every_family_balance_in_double_precision():
+    families = {(one.family, " of patches" in one.name): one for one in reversed(timm.architectures())}
+    assert len(families) > 80
+    for one in families.values():
+        model = one.model().double()
+        given = {name: x.double() if x.is_floating_point() else x for name, x in one.inputs(model).items()}
+        for method in EXPLAINED:
+            found = explain(model, dict(given), value, method=method)
+            assert (found.ledger.error < 1e-9).all(), (one.key, method, found.ledger.error)
+            assert found.map.abs().sum() > 0
+
+
 # -- heads: the books of a class of a picture --------------------------------------------------------------------------
 
 HEADS = {
