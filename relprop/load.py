@@ -34,6 +34,7 @@ HEADS = {
     "image-text-to-text": "AutoModelForImageTextToText",
     "feature-extraction": "AutoModel",
 }
+ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}  # as pipelines call them too
 SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -92,6 +93,7 @@ def load(
             getattr(what, "model", None), nn.Module):  # a pipeline
         processor = processor or _first(what, "tokenizer", "image_processor", "feature_extractor")
         what, task = what.model, task or what.task
+    task = ALIASES.get(task, task)
     if not isinstance(what, nn.Module):
         raise TypeError(f"a model is a name, a folder, a pipeline, (model, processor) or an nn.Module, not "
                         f"{type(what).__name__}{_inside(what)}")
@@ -309,6 +311,7 @@ def _imagenet(folder: Path) -> list[str] | None:
 
 
 def _task(task: str | None) -> str | None:
+    task = ALIASES.get(task, task)
     if task is not None and task not in HEADS:
         raise ValueError(f"no task {task!r}; there are {', '.join(HEADS)}")
     return task

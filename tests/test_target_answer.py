@@ -361,6 +361,16 @@ def _generated(subject, prompt, length):
                                   do_sample=False, pad_token_id=0)[0, len(own):].tolist()
 
 
+def test_what_tokens_make_up_of_an_answer():
+    """Decomposition, forward: all of the input is all of the value."""
+    subject = gpt2()
+    found = relprop.decompose(subject, PROMPTS[:1], source=["embed"], target=Answer(" paris in", measure="logit"))
+    r = explain(subject, PROMPTS[:1], Answer(" paris in", measure="logit"))
+    assert torch.allclose(found.total.flatten().float(), r.value, atol=1e-5) and found.target == r.target
+    with pytest.raises(ValueError, match="is asked one by one; give one Answer"):
+        relprop.decompose(subject, PROMPTS[:1], source=["embed"], target=Contrast(Answer(" paris"), Answer(" bob")))
+
+
 def test_a_chat_is_its_messages():
     """What the template puts around the messages is no word of theirs."""
     subject = llama(chat=True)

@@ -142,6 +142,28 @@ def test_a_word_that_stands_twice():
         assert torch.allclose(explain(subject, "bob saw bob", Tag(1, chars=chars)).value.double(), z[0, at, 1])
 
 
+def test_a_pipeline_of_named_entities():
+    from transformers import pipeline
+
+    own = tagger()
+    subject = load(pipeline("ner", model=own.model, tokenizer=own.processor))
+    assert subject.task == "token-classification"
+    assert explain(subject, TEXTS[0], Tag("B-LOC", word="paris")).target == ["B-LOC of 'paris'"]
+
+
+def test_tags_of_a_module_of_ones_own():
+    """What takes a tensor has positions, and no words."""
+    module = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1).double()
+    own = torch.nn.Sequential(module, torch.nn.Linear(16, 4).double())
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    r = explain(own, x, [Tag(1, token=3), Contrast(Tag(2, token=-1), Tag(0, token=0))])
+    z = own.eval()(x)
+    assert torch.allclose(r.value.double(), torch.stack([z[0, 3, 1], z[1, 4, 2] - z[1, 0, 0]]), atol=1e-6)
+    assert balanced(r) and r.target[0] == "class 1 of token 3"
+    with pytest.raises(ValueError, match="the input is none; give text or token ids, or the position of a token"):
+        explain(own, x, Tag(1, word=3))
+
+
 def test_a_classifier_has_no_tags():
     with pytest.raises(ValueError, match=r"\(1, 3\) are not \(rows, positions, tags\); give the index or the label"):
         explain(model("BertForSequenceClassification", num_labels=3), TEXTS[0], Tag(1, word=0))

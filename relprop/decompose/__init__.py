@@ -26,6 +26,7 @@ from ..asked import Asked
 from ..division import Division
 from ..intervene import Intervention, Mean, Resample, Zero
 from ..load import load
+from ..posed import posed
 from ..result.decomposition import Decomposition, Part
 from ..still import settled
 from ..subject import Subject
@@ -72,11 +73,15 @@ def decompose(subject: str | Subject | nn.Module | tuple, inputs: object, source
         raise ValueError(f"chunk must be a whole number of at least 1, or None, got {chunk!r}")
     subject = subject if isinstance(subject, Subject) else load(subject)
     batch = subject.prepare(inputs)
+    batch, targets = posed(subject, batch, subject.targets(target, batch.rows))
+    if batch.layout is not None:
+        raise ValueError("what is made up of two answers, or of the similarity of two texts, is asked one by one; give "
+                         "one Answer, or Similarity(to=...)")
     one = intervention(ablation, None if reference is None else subject.prepare(reference))
     run = Run(subject.model, batch.args, batch.kwargs, rules, one, spans, unruled, chunk)
     found = sources(run.placing, source, batch)
     looks = dict(place for text in ((at,) if isinstance(at, str) else at) for place in run.placing.places(text))
-    asked = fixed(subject, batch, subject.targets(target, batch.rows))
+    asked = fixed(subject, batch, targets)
     parts = run.of(found, asked, looks)
     if not bool(parts.total.isfinite().all() and parts.rel.isfinite().all()):
         subject.check_weights()

@@ -4,20 +4,28 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..tokens import TextUnits, Units
+from ..tokens import TensorUnits, TextUnits, Units
 
 SHOWN = 12  # words that an error lists
 Chars = tuple[int, int]
 
 
 def positions(units: Units, row: int) -> list[int]:
-    """The positions of a row's own tokens, padding left out.
+    """The positions of a row's own tokens, padding left out; of a plain tensor, (B, T, ...), all.
 
-    Raises: ValueError for what is no text.
+    Raises: ValueError for what has no positions.
     """
+    if isinstance(units, TensorUnits) and len(units.shape) > 1:
+        return list(range(units.shape[1]))
+    return [t for t, padding in enumerate(text(units).padding[row]) if not padding]
+
+
+def text(units: Units) -> TextUnits:
+    """The units of a text. Raises: ValueError for what is none."""
     if not isinstance(units, TextUnits):
-        raise ValueError("a place in a text was asked for, and the input is none; give text or token ids")
-    return [t for t, padding in enumerate(units.padding[row]) if not padding]
+        raise ValueError("a place in a text was asked for, and the input is none; give text or token ids, or the "
+                         "position of a token")
+    return units
 
 
 def token(units: Units, row: int, position: int) -> int:
@@ -87,8 +95,10 @@ def context(units: TextUnits, row: int) -> list[int]:
     return [t for t in own if t >= gaps[0]] if gaps else own
 
 
-def spelled(units: TextUnits, row: int, tokens: Sequence[int]) -> str:
-    """The text that these neighbouring tokens stand for."""
+def spelled(units: Units, row: int, tokens: Sequence[int]) -> str:
+    """The text that these neighbouring tokens stand for; of a plain tensor, where they are."""
+    if not isinstance(units, TextUnits):
+        return ", ".join(map(str, tokens))
     spans = [units.offsets[row][t] for t in tokens if units.offsets[row][t][1] > units.offsets[row][t][0]]
     if not spans:
         return " ".join(units.tokens[row][t] for t in tokens)

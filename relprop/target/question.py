@@ -45,12 +45,12 @@ class Located(Target):
             if self.given is not None:
                 found.append(tuple(place.token(units, row, one) for one in self.given))
             elif self.text is not None or self.chars is not None:
-                place.positions(units, row)  # refuses what is no text
+                units = place.text(units)
                 tokens = (place.part(units, row, self.text, second=True) if self.text is not None else
                           place.characters(units, row, self.chars, second=True))
                 found.append((tokens[0], tokens[-1]))
             else:
-                found.append(_best(reading, i, place.context(units, row)))
+                found.append(_best(reading, i, place.context(place.text(units), row)))
             first, last = found[-1]
             if last < first:
                 raise ValueError(f"an answer from token {first} to token {last} of row {row} ends before it starts")

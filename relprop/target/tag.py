@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..tokens import TextUnits
 from . import place
 from .scalar import Choice, Target, in_range, listed
 
@@ -76,7 +77,9 @@ class Tag(Choice):
         for row, tokens, tag in zip(reading.indices.tolist(), self._tokens(reading, z), best):
             own = place.positions(units, row)
             at = tuple(own.index(t) for t in tokens)
-            called = self.called or place.spelled(units, row, self._whole(reading, row))
+            called = self.called
+            if called is None and isinstance(units, TextUnits):
+                called = place.spelled(units, row, self._whole(reading, row))
             found.append(Tag(tag, token=at[0] if len(at) == 1 else at, over=self.over, called=called))
         return found
 
@@ -101,7 +104,7 @@ class Tag(Choice):
         if self.token is not None:
             given = self.token if isinstance(self.token, tuple) else (self.token,)
             return [place.token(units, row, one) for one in given]
-        place.positions(units, row)  # refuses what is no text
+        units = place.text(units)
         if self.chars is not None:
             return place.characters(units, row, self.chars)
         if isinstance(self.word, str):
@@ -120,6 +123,8 @@ class Tag(Choice):
 def _predicted(reading: Reading, z: Tensor) -> str:
     """What the model tags the words of the first row as, the most frequent tag left out."""
     row, units = int(reading.indices[0]), reading.batch.units
+    if not isinstance(units, TextUnits):
+        return ""
     first = {index: t for t, index in reversed(list(enumerate(units.word_ids[row]))) if index is not None}
     tags = {units.words[row][index]: int(z[row, first[index]].argmax()) for index in sorted(first)}
     usual = Counter(tags.values()).most_common(1)[0][0] if tags else None
