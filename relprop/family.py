@@ -6,12 +6,12 @@ the tables hold the rest.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .pixels import Pixels, from_timm
 
@@ -89,6 +89,25 @@ def device(model: nn.Module) -> torch.device:
     every = [one for hook in hooks if hook is not None for one in (hook, *getattr(hook, "hooks", ()))]
     named = next((one.execution_device for one in every if getattr(one, "execution_device", None) is not None), found)
     return torch.device("cuda", named) if isinstance(named, int) else torch.device(named)
+
+
+def fetched(module: nn.Module, weight: Tensor) -> Callable[[], Tensor] | None:
+    """What brings a module's weight to where it is used once more, if accelerate keeps it elsewhere in between; None
+    for one that stays.
+    """
+    hook = getattr(module, "_hf_hook", None)
+    hook = next((one for one in (hook, *getattr(hook, "hooks", ())) if getattr(one, "offload", False)), None)
+    name = next((name for name, own in module._parameters.items() if own is weight), None)
+    if hook is None or name is None:
+        return None
+    device, dtype = weight.device, weight.dtype
+    return lambda: hook.weights_map[name].to(device, dtype)
+
+
+def offloaded(model: nn.Module) -> bool:
+    """Whether accelerate brings some of a model's weights to where they are used, and takes them away again."""
+    return any(getattr(one, "offload", False) for module in model.modules() if hasattr(module, "_hf_hook")
+               for one in (module._hf_hook, *getattr(module._hf_hook, "hooks", ())))
 
 
 def adapted(module: nn.Module) -> bool:

@@ -139,7 +139,7 @@ def test_a_decomposition_takes_each_matrix_as_a_layer():
 
 def test_adapters_and_modes_are_given_back():
     model = adapted(CONFIGS["DoRA"]()).train()
-    before = {name: (parameter.requires_grad, parameter.detach().clone()) for name, parameter in model.named_parameters()}
+    before = {name: (one.requires_grad, one.detach().clone()) for name, one in model.named_parameters()}
     run(model, "attnlrp-gamma")
     assert model.training and all(parameter.requires_grad == before[name][0] and torch.equal(parameter, before[name][1])
                                   for name, parameter in model.named_parameters())

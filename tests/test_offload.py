@@ -1,6 +1,8 @@
 """Models whose weights are kept elsewhere until they are used are explained where they are placed."""
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
@@ -67,7 +69,8 @@ RUNS = {
     "input-x-gradient": lambda m: relprop.explain(m, IDS, target=TOKEN, method="input-x-gradient").map,
     "rollout": lambda m: relprop.explain(m, IDS, target=TOKEN, method="rollout").map,
     "effects": lambda m: relprop.effects(m, IDS[:1], IDS[1:], TOKEN, at="L*.attn.H*").indirect,
-    "estimates": lambda m: relprop.effects(m, IDS[:1], IDS[1:], TOKEN, at="L*.mlp.N*", estimate="attribution").indirect,
+    "estimates": lambda m: relprop.effects(m, IDS[:1], IDS[1:], TOKEN, at="L*.mlp.N*",
+                                           estimate="attribution").indirect,
     "decompose": lambda m: relprop.decompose(m, IDS, source="L0.attn.H1", target=TOKEN).rel,
 }
 
@@ -77,6 +80,25 @@ def test_every_kind_of_run(offloaded, run):
     before = where(offloaded)
     assert torch.allclose(run(offloaded), run(llama()), atol=1e-5)
     assert where(offloaded) == before
+
+
+@pytest.mark.parametrize("composite", NAMES)
+def test_weights_are_not_held_on_to(tmp_path, composite):
+    """Between the two passes those of linear layers are where they are kept: a model may be larger than a device."""
+    model, alive = placed("disk", tmp_path), []
+
+    def counted(output) -> Tensor:
+        gc.collect()
+        alive.append(sum(type(one) is nn.Parameter and one.dim() == 2 and not one.is_meta for one in gc.get_objects()))
+        return value(output)
+
+    plain = llama()  # whose weights count as well
+    gc.collect()
+    before = sum(type(one) is nn.Parameter and one.dim() == 2 and not one.is_meta for one in gc.get_objects())
+    found = propagate(model, (), {"input_ids": IDS}, counted, composite)
+    assert before >= 15 and max(alive) <= before
+    assert torch.equal(found.relevance["input_ids"],
+                       propagate(plain, (), {"input_ids": IDS}, value, composite).relevance["input_ids"])
 
 
 def test_everything_is_as_before_after_an_exception(offloaded):

@@ -13,8 +13,8 @@ Part = TypeVar("Part")
 
 
 def around(model: nn.Module, part: Part) -> Part:
-    """The layer, or any value that holds taps, with those inside of an adapted module put around it: an edit of what the
-    module inside reads or gives would leave what the adapter adds as it was.
+    """Any value that holds taps, with those inside of an adapted module put around it: an edit of what the layer inside
+    reads or gives would leave what the adapter adds as it was.
     """
     wholes = {path for path, module in model.named_modules() if adapted(module)}
     return _around(wholes, part) if wholes else part

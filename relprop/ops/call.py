@@ -27,7 +27,7 @@ class Call:
     function so that the torch calls inside it are intercepted in their turn; `rows`, where known, those of the batch;
     `open` keeps a fused attention from staying fused, for those who want its pattern. `positions`: a bias of relative
     positions among the scores of a fused attention is to be booked as such, not with the softmax. `scores`: the operand
-    is attention scores.
+    is attention scores. `fetch` gives what brings a weight back that is kept elsewhere when it is not used.
     """
 
     func: Callable[..., Any]
@@ -41,6 +41,7 @@ class Call:
     open: bool = False
     positions: bool = False
     scores: bool = False
+    fetch: Callable[[Tensor], Callable[[], Tensor] | None] = field(default=lambda weight: None)
 
     @property
     def writes(self) -> bool:

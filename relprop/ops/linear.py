@@ -68,6 +68,32 @@ class Affine:
         return 0.0 if self.bias is None else part(self.bias)
 
 
+@dataclass(frozen=True, eq=False)
+class Fetched:
+    """A linear map whose weight is elsewhere until it is used, so that it is not held on to for the way back."""
+
+    affine: Affine
+    """Without a weight."""
+    fetch: Callable[[], Tensor]
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.affine.bias
+
+    @property
+    def outputs(self) -> int | None:
+        return self.affine.outputs
+
+    def widened(self) -> Affine:
+        """The map, with its weight."""
+        return replace(self.affine, weight=self.fetch()).widened()
+
+    def again(self, x: Tensor) -> Tensor:
+        """x W + b once more."""
+        y = self.affine.product(x, self.fetch())
+        return y if self.bias is None else y + self.bias
+
+
 class Shares(NamedTuple):
     """What a rule returns: relevance per unit of x, and the relevance of the bias entry by entry of y (or None)."""
 
@@ -343,7 +369,8 @@ class Ruled(Function):
         y = run(x)
         ctx.save_for_backward(x)
         # the model may write into y, which no backward pass of its own needs: then it is computed again
-        ctx.y, ctx.version, ctx.run = y.detach(), y._version, run
+        ctx.y, ctx.version = y.detach(), y._version
+        ctx.run = affine.again if isinstance(affine, Fetched) else run
         ctx.affine, ctx.rule, ctx.journal = affine, rule, journal
         return wide(ctx, y)
 
@@ -436,6 +463,9 @@ def _used(g: Tensor) -> Tensor | None:
 
 def run_affine(call: Call, x: Tensor, run: Callable[[Tensor], Tensor], affine: Affine) -> Tensor:
     """The linear map under the call's rule; LRP-0 is the plain gradient with the bias booked."""
+    fetch = call.fetch(affine.weight) if isinstance(affine, Affine) and affine.outputs is not None else None
+    if fetch is not None:
+        affine = Fetched(replace(affine, weight=None), fetch)
     if call.rule is zero:
         y = run(x) if affine.outputs is None else Sparse.apply(x, run, affine)
         if affine.bias is not None:

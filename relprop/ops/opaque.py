@@ -6,7 +6,6 @@ then what it makes of the unit vectors, when a rule asks for it and no longer, s
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
 from typing import Any
 
 import torch

@@ -115,7 +115,8 @@ class Interception(TorchFunctionMode):
         self._rules: dict[tuple[str, str], Any] = {}
         self.asleep, self.computed = False, 0
         self.follows_gradient = follows_gradient(composite)
-        self.asks_where = bool(self._taps or composite.paths or composite.modules)
+        self.offloaded = family.offloaded(model)
+        self.asks_where = bool(self._taps or composite.paths or composite.modules or self.offloaded)
 
     @cached_property
     def _names(self) -> dict[int, str]:
@@ -196,8 +197,9 @@ class Interception(TorchFunctionMode):
                 self._rules[key] = self._rule(kind, path, type(module))
             rule = self._rules[key]
         scores = getattr(func, "__name__", "") == "baddbmm" or any(getattr(a, _SCORES, False) for a in args[:2])
+        more = {"fetch": partial(family.fetched, module)} if self.offloaded else {}
         return Call(func, kind, path, rule, self.journal, self._origin, self._retrace, self.rows,
-                    open=kind == "attention" and path in self._opened, positions=self.positions, scores=scores)
+                    open=kind == "attention" and path in self._opened, positions=self.positions, scores=scores, **more)
 
     def _rule(self, kind: str, path: str, module_type: type) -> Any:
         rule = self.composite.rule(kind, path, module_type)
