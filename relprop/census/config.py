@@ -191,15 +191,17 @@ def _layers(named: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     lists = {name: standard for name, standard in named.items() if isinstance(standard, (list, tuple))
              and len(standard) == named[count] > 1 and all(isinstance(one, (str, int)) for one in standard)}
+    numbers = {name for name, one in lists.items() if list(one) == [*range(named[count])] and named[count] > LAYERS}
     chosen, seen = [], set()
     for layer in range(named[count]):
-        kinds = {(name, one[layer]) for name, one in lists.items() if _small(name, one[layer], {}) is None}
+        kinds = {(name, one[layer]) for name, one in lists.items()
+                 if name not in numbers and _small(name, one[layer], {}) is None}
         if not kinds <= seen:
             chosen.append(layer)
             seen |= kinds
     chosen = chosen if len(chosen) >= LAYERS else sorted({*chosen, *range(LAYERS)})[:LAYERS]
-    cut = {name: type(one)(one[layer] if (small := _small(name, one[layer], {})) is None else small for layer in chosen)
-           for name, one in lists.items()}
+    cut = {name: type(one)(_small(name, one[layer], {}) or one[layer] for layer in chosen) for name, one in lists.items()}
+    cut |= {name: type(lists[name])(range(len(chosen))) for name in numbers}
     return {count: len(chosen), **cut} if lists else {}
 
 
