@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from . import zoo
-from .family import MODALITIES
+from .family import MODALITIES, arguments
 from .pixels import plain
 from .subject import Subject
 
@@ -166,7 +166,8 @@ def _from_transformers(folder: Path, name: str, config: dict, options: _Options)
         raise ValueError(f"{folder} has no weights for {missing} of {type(model).__name__}, so they are random and "
                          "there is nothing to explain; give the task it was trained for")
     model = model.to(options.device).eval()
-    processor = options.processor or _processor(folder, MODALITIES.get(model.main_input_name))
+    both = {"input_ids", "pixel_values"} <= set(arguments(model))
+    processor = options.processor or _processor(folder, MODALITIES.get(model.main_input_name), both=both)
     subject = Subject.from_module(model, processor, name=name, task=options.task, labels=options.labels)
     if subject.task == "text-classification" and getattr(model.config, "pad_token_id", 0) is None:
         model.config.pad_token_id = subject.pad_token_id  # a decoder finds the last token of a row by it
@@ -188,13 +189,15 @@ def _kind(folder: Path, config: dict, task: str | None) -> type:
     return kind
 
 
-def _processor(folder: Path, modality: str | None) -> object | None:
-    """The tokenizer or image processor in a folder, None if there is none."""
+def _processor(folder: Path, modality: str | None, *, both: bool = False) -> object | None:
+    """The tokenizer or image processor in a folder, or the processor of `both`; None if there is none."""
     transformers = _library("transformers")
-    files = {"text": TOKENIZER_FILES, "image": IMAGE_FILES}.get(modality, ())
-    if not any(next(folder.glob(pattern), None) for pattern in files):
+    kinds = {"text": TOKENIZER_FILES, "image": IMAGE_FILES}
+    there = {kind for kind, files in kinds.items() if any(next(folder.glob(pattern), None) for pattern in files)}
+    if modality not in there and not (both and len(there) == 2):
         return None  # asked for one, transformers would make an empty tokenizer from the config
     auto = transformers.AutoTokenizer if modality == "text" else transformers.AutoImageProcessor
+    auto = transformers.AutoProcessor if both and len(there) == 2 else auto
     made = _or_say(f"the {auto.__name__[4:].lower()} in {folder} cannot be loaded",
                    lambda: auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
     return None if getattr(made, "vocab_size", None) == 0 else made

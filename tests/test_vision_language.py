@@ -285,3 +285,14 @@ def test_what_is_no_prompt(llava):
         subject.prepare({"text": sign + sign + "what", "image": picture})
     with pytest.raises(ValueError, match="no chat template"):
         subject.prepare([{"role": "user", "content": [{"type": "image", "image": picture}]}])
+
+
+def test_a_folder_has_both(tmp_path):
+    model, processor, sign = pictured.made("llava")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    subject = relprop.load(tmp_path, dtype="float64")
+    assert subject.modality == "both" and subject.task == "image-text-to-text"
+    rows = pictured.rows(sign)[:1]
+    expected = relprop.explain((model, processor), rows, target=7)
+    torch.testing.assert_close(relprop.explain(subject, rows, target=7).image, expected.image)
