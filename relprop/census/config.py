@@ -200,7 +200,8 @@ def _layers(named: Mapping[str, Any]) -> dict[str, Any]:
             chosen.append(layer)
             seen |= kinds
     chosen = chosen if len(chosen) >= LAYERS else sorted({*chosen, *range(LAYERS)})[:LAYERS]
-    cut = {name: type(one)(_small(name, one[layer], {}) or one[layer] for layer in chosen) for name, one in lists.items()}
+    cut = {name: type(one)(_small(name, one[layer], {}) or one[layer] for layer in chosen)
+           for name, one in lists.items()}
     cut |= {name: type(lists[name])(range(len(chosen))) for name in numbers}
     return {count: len(chosen), **cut} if lists else {}
 

@@ -12,8 +12,23 @@ import torch
 import torch.nn.functional as F
 
 from . import (
-    activation, add, attention, conv, embedding, grouped, linear, matmul, move, mul, norm, opaque, pool, recurrent,
-    softmax, solve)
+    activation,
+    add,
+    attention,
+    conv,
+    embedding,
+    grouped,
+    linear,
+    matmul,
+    move,
+    mul,
+    norm,
+    opaque,
+    pool,
+    recurrent,
+    softmax,
+    solve,
+)
 from .call import plain
 from .split import difference
 from .split import moved as split_moved

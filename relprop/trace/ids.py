@@ -32,8 +32,8 @@ _OTHERWISE = frozenset({"new_tensor", "one_hot", "max", "min", "amax", "amin", "
 class Origin:
     """What an integer tensor is made of: the ids called `name`, of a `shape`.
 
-    `places` has the entry of the ids, flat, that each of its own is made of, `NOWHERE` where there is none; `start` what
-    it would hold if other ids were read.
+    `places` has the entry of the ids, flat, that each of its own is made of, `NOWHERE` where there is none; `start`
+    what it would hold if other ids were read.
     """
 
     name: str
