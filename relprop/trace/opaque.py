@@ -41,9 +41,11 @@ def layer(call: Call, module: nn.Module, x: Tensor, y: Any, again: Callable[[Ten
     hidden = not dependent(y)
     if not (adapted or hidden or _foreign(y, x)):
         return None
+    if hidden and not heeds(again, x, y):  # made of the shape of what it reads, such as positions
+        return None
     bias = offset(again, x)
     if bias is None:
-        if hidden and heeds(again, x, y):
+        if hidden:
             raise UnruledOp(out_of_sight(f"the module {call.path!r} ({type(module).__name__})"))
         return None
     return _run(call, x, y, again, bias, own=not hidden)
