@@ -84,9 +84,9 @@ def _found(watch: _Watch, size: tuple[int, int]) -> Cut | None:
         return None
     if len(watch.seen) == 1 and all(padded >= side for padded, side in zip(given.shape[2:], size)):
         return tuple(last.stride), grid
-    if any(side % count for side, count in zip(size, grid)):
-        return None
-    return tuple(side // count for side, count in zip(size, grid)), grid
+    # of a stack, which may be padded and cut, only what fits both sides
+    steps = {side // count if side % count == 0 else 0 for side, count in zip(size, grid)}
+    return ((min(steps),) * 2, grid) if len(steps) == 1 and min(steps) else None
 
 
 __all__ = ["Cut", "cut"]

@@ -62,6 +62,11 @@ class Pictures:
     whole: Pictures | None = None
     chosen: Tensor | None = None
 
+    @property
+    def unseen(self) -> Pictures:
+        """The same, but that no picture is known: what is left is whose the items of each tensor are."""
+        return Pictures([], [], {}, self.packing)
+
     def items(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Of each tensor of `packing`, the items of these rows."""
         return {name: torch.cat([(of == row).nonzero().flatten() for row in rows])

@@ -566,7 +566,10 @@ def test_text_and_pictures_are_given_by_name(seed):
     processor = SimpleNamespace(tokenizer=Spelling(), image_processor=CLIPImageProcessorPil())
     found = explain((network, processor), given, pairs, method="generic-attention")
     assert found.units.tokens[0][0] == f"<{int(given['input_ids'][0, 0])}>" and found.map.any()
-    with pytest.raises(ValueError, match="takes text and pictures; give it what its processor makes of both"):
+    torch.testing.assert_close(found.image, found.inputs["pixel_values"])
+    with pytest.raises(ValueError, match="explains one input"):
+        explain((network, processor), given, pairs, method="rollout")
+    with pytest.raises(ValueError, match="SimpleNamespace cannot read the batch"):
         explain((network, processor), "a cat", pairs, method="generic-attention")
 
 

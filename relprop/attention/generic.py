@@ -23,7 +23,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .. import rows
+from .. import rows, sight
 from ..asked import Asked
 from ..errors import IndependentOutput
 from ..latents import by_gradient
@@ -231,8 +231,15 @@ def generic_attention(subject: Subject, batch: Batch, targets: Targets, *, start
     options |= {"start_layer": start_layer, "relevance": relevance} | ({"rules": rules} if relevance else {})
     result = mapped(subject, batch, maps[main], value=found.value, names=asked.names, method="generic-attention",
                     forwards=found.forwards, backwards=1 + relevance, unit="share of attention", **options)
-    return replace(result, inputs={name: t.float().cpu() for name, t in maps.items()},
+    pictures, _ = sight.maps({name: _by_channel(maps[name], batch.kwargs[name]) for name in maps
+                              if name in batch.kwargs and maps[name].dim() == 3}, batch)
+    return replace(result, inputs={name: t.float().cpu() for name, t in maps.items()}, pictures=pictures,
                    latents=by_gradient(subject, batch, asked.targets, at))
+
+
+def _by_channel(shares: Tensor, pixels: Tensor) -> Tensor:
+    """A map of pixels (B, Y, X) shared evenly over their channels, (B, C, Y, X)."""
+    return (shares[:, None] / pixels.shape[1]).expand(pixels.shape)
 
 
 METHODS = {"generic-attention": generic_attention}

@@ -44,7 +44,7 @@ def removal(subject: Subject, batch: Batch, *, baseline: str | int | None = None
     if (counts < 1).any():
         raise ValueError(f"row {int((counts < 1).nonzero()[0])} holds nothing that could be removed")
     _, source = rows.leaf(batch)
-    if batch.pictures is not None:
+    if batch.pictures is not None and batch.pictures.origins:
         name, without = _pictured(subject, batch, groups.to(source.device), baseline)
     elif isinstance(batch.units, TextUnits) or not source.is_floating_point():
         name, without = _text(subject, batch, groups.to(source.device), baseline)
