@@ -44,6 +44,7 @@ RULES: tuple[tuple[str, Any], ...] = (
     (r"(\w+_)?sliding_window(_size)?|attention_window_size|attention_window|local_attention|"
      r"local_attention_window_len", 8),
     (r"local_radius|global_block_size", 3),
+    (r"num_filters", 2),
     (r"(\w+_)?(layer_period|attention_interval|attn_every_n_layers|attention_every_n_layers)", 2),
     (r"(\w+_)?layer_offset", 1),
     (r"max_window_layers|first_k_dense_replace|num_kv_shared_layers|n_layers_per_attn_res_block", 1),

@@ -47,6 +47,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "reformer": {"axial_pos_embds_dim": (WIDTH // 4, 3 * WIDTH // 4), "axial_pos_shape": (8, 8),
                  "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_buckets": 4,
                  "num_hidden_layers": 2, "attn_layers": ["local", "lsh"], "hash_seed": 0},
+    "vibevoice_acoustic_tokenizer_encoder": {"vae_std": 0.0},  # else it adds noise, another each time
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},  # widths are rounded to multiples of 64
     "zamba": _ZAMBA,
     "zamba2": _ZAMBA | {"mamba_headdim": 2 * WIDTH // HEADS},

@@ -8,6 +8,7 @@ from itertools import product
 import torch
 from torch import Generator, Tensor
 
+from .config import LENGTH
 from .description import Description
 
 Named = dict[str, Tensor]
@@ -42,6 +43,9 @@ class Recorder:
 
     def lengths(self) -> Iterator[int]:
         """How many frames a spectrogram may have."""
+        of_word = self.about.number("audio_length_per_tok", default=0)
+        if of_word:
+            yield of_word * LENGTH  # heard while words are read, one by one
         known = self.about.number("max_source_positions", default=0)
         if known:
             yield 2 * known  # behind a convolution of stride 2
