@@ -74,7 +74,10 @@ class Explanation(Relevance):
         Raises: ValueError for a result opened from a file, and for a map that has nothing to rank.
         """
         live = self._alive("checked")
-        live.curve = ablation(live.subject, live.batch, live.targets, self.ranked, steps=steps, randoms=randoms,
+        batch = live.batch
+        if batch.pictures is not None and not self.pictures:  # the method has mapped the text alone
+            batch = replace(batch, pictures=batch.pictures.unseen)
+        live.curve = ablation(live.subject, batch, live.targets, self.ranked, steps=steps, randoms=randoms,
                               seed=seed, batch_size=batch_size, baseline=baseline, by=by, show_progress=show_progress)
         return live.curve
 
@@ -281,7 +284,7 @@ def prepared(subject: str | Subject | nn.Module | tuple, inputs: object, target:
                   show_progress=show_progress, **of_composite)
     subject = _subject(subject)
     batch = subject.prepare(inputs)
-    _check_pictures(method, batch)
+    _check_pictures(method, subject, batch)
     batch, targets = posed(subject, batch, subject.targets(target, batch.rows))
     return Ready(run, subject, batch, targets, method, wanted)
 
@@ -414,13 +417,12 @@ def _check_size(batch_size: int | None) -> None:
         raise ValueError(f"batch_size must be at least 1 and whole, or None for all rows, got {batch_size!r}")
 
 
-def _check_pictures(method: str | Composite, batch: Batch) -> None:
-    """Raises ValueError for a method that maps one input where pictures stand beside a text."""
-    both = batch.pictures is not None and batch.pictures.origins
-    if both and not isinstance(method, Composite) and method not in (*_COMPOSITES, *baselines.OF_SEVERAL):
-        raise ValueError(f"{method} explains one input, and here are a text and pictures, or pictures that the model "
-                         f"sees as patches; the methods that explain both are "
-                         f"{', '.join((*_COMPOSITES, *baselines.OF_SEVERAL))}")
+def _check_pictures(method: str | Composite, subject: Subject, batch: Batch) -> None:
+    """Raises ValueError for a method that maps one input, where a model of texts and pictures is given both."""
+    both = subject.modality == "both" and batch.pictures is not None
+    if both and not isinstance(method, Composite) and method not in (*_COMPOSITES, *OF_BOTH):
+        raise ValueError(f"{method} explains one input, and here are a text and pictures; the methods that explain "
+                         f"both are {', '.join((*_COMPOSITES, *OF_BOTH))}")
 
 
 def _name(method: str | Composite) -> str:
@@ -540,6 +542,8 @@ def _latents(live: _Live, wanted: Address, spans: Spans | None) -> dict[str, Ten
     return _run(live.again(at=(str(wanted.whole),)), live.subject, live.batch, live.targets, [wanted], spans).latents
 
 
+OF_BOTH = ("generic-attention", *baselines.OF_SEVERAL)
+"""Methods besides composites that give maps of a text and of the pictures beside it."""
 METHODS.update({name: partial(_by_composite, composite.get(name)) for name in _COMPOSITES})
 METHODS.update(attention.METHODS)
 METHODS.update(importance.METHODS)

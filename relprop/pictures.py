@@ -189,8 +189,8 @@ def _merged(patches: float, positions: int | None) -> int:
 
 def _laid(places: tuple[Tensor, Tensor], entry: tuple[float, float], patch: tuple[float, float], size: tuple[int, int],
           whole: float) -> Lattice:
-    """Patches of about this size over the part of the picture that is seen; `whole` is how many there are if the picture
-    is seen once.
+    """Patches of about this size over the part of the picture that is seen; `whole` is how many there are if it is seen
+    once.
     """
     lows = [max(0.0, float(place.min()) - step / 2) for place, step in zip(places, entry)]
     highs = [min(float(side), float(place.max()) + step / 2) for place, step, side in zip(places, entry, size)]

@@ -1,5 +1,5 @@
-"""Where the pictures of a batch are in what a processor made of them: pictures beside texts, pictures alone, and tensors
-that were prepared before.
+"""Where the pictures of a batch are in what a processor made of them: pictures beside texts, or alone, and those of
+tensors that were prepared before.
 """
 from __future__ import annotations
 
@@ -211,8 +211,8 @@ def maps(relevance: Mapping[str, Tensor], batch: Batch) -> tuple[tuple[Picture, 
 
 
 def parted(values: Tensor, batch: Batch) -> tuple[Tensor, tuple[Picture, ...]]:
-    """A map of units as `units.groups` numbers them, (B, T + P) for text with pictures, as that of the text and those of
-    the pictures, each patch's shared evenly over its pixels; other maps as they are.
+    """A map of units as `units.groups` numbers them, (B, T + P) for text with pictures, as that of the text and those
+    of the pictures, each patch's shared evenly over its pixels; other maps as they are.
     """
     pictures = batch.pictures
     if pictures is None or not pictures.origins:

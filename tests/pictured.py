@@ -1,4 +1,4 @@
-"""Tiny random models of texts with pictures, each with a processor of its own kind, from configs: nothing downloaded."""
+"""Tiny random models of texts with pictures, each with a processor of its kind, from configs: nothing downloaded."""
 from __future__ import annotations
 
 from collections.abc import Callable

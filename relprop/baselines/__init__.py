@@ -12,8 +12,9 @@ from .path import deeplift, gradient_shap, integrated_gradients, layer_integrate
 from .perturbation import feature_ablation, kernel_shap, lime, occlusion
 
 __all__ = [
-    "METHODS", "OF_SEVERAL", "deeplift", "feature_ablation", "gradient", "gradient_shap", "input_x_gradient", "integrated_gradients",
-    "kernel_shap", "layer_integrated_gradients", "lime", "occlusion", "random", "saliency", "smoothgrad",
+    "METHODS", "OF_SEVERAL", "deeplift", "feature_ablation", "gradient", "gradient_shap", "input_x_gradient",
+    "integrated_gradients", "kernel_shap", "layer_integrated_gradients", "lime", "occlusion", "random", "saliency",
+    "smoothgrad",
 ]  # fmt: skip
 
 OF_SEVERAL = ("input-x-gradient", "feature-ablation", "occlusion", "kernel-shap", "lime", "random")
