@@ -76,6 +76,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "CrossVit": {"img_size": 120, "img_scale": (1.0, 14 / 15)},  # both in whole patches, of 12 and of 16
     "EfficientFormer": {"img_size": 224},  # its bias is for 7 x 7 places
     "EfficientVitMsra": {"num_heads": (2, 4, 4)},  # a kernel for each head, and there are four
+    "EfficientVit": {"head_dim": 16},  # of fewer, some queries are zero throughout, and so is what they divide by
+    "EfficientVitLarge": {"head_dim": 16},
     "HieraDet": {"stages": (1, 2, 2, 2), "global_att_blocks": (4,)},
     "IFormer": {"depths": (1, 1, 3, 3)},  # one block that attends in three
     "NextViT": {"depths": (1, 1, 5, 2)},  # one in five
