@@ -204,7 +204,7 @@ class _Run(Run):
         """The largest entry of each row, (B,); of what lies otherwise than in rows, the largest of all."""
         size = g.detach().abs()
         whole = size.shape[0] == self.rows
-        return size.flatten(1).amax(1) if whole else size.amax().expand(self.rows)
+        return size.reshape(len(g), -1).amax(1) if whole else size.amax().expand(self.rows)
 
     def _found(self, output: Any, value: Tensor, relevance: dict[str, Tensor], mode: Interception,
                journal: Journal | None, flow: Tensor | None) -> Propagation:

@@ -84,8 +84,9 @@ def test_patches_are_shared_out_by_the_places_in_the_texts():
 
 def test_packed_patches_are_explained_row_by_row_alike(known):
     key = READ["patches in a grid"]
-    model = known[key].model().double()
+    model = known[key].model()
     given = {name: one.double() if one.is_floating_point() else one for name, one in known[key].inputs(model).items()}
+    model.double()
     both = explain(model, dict(given), value, method="attnlrp")
     count = len(given["pixel_values"]) // 2
     first = {name: one[:count] if name == "pixel_values" else one[:1] for name, one in given.items()}

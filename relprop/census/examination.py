@@ -122,15 +122,21 @@ def _change(plain: Any, *outputs: Any) -> float:
     """The largest change of any floating entry, relative to the largest entry of its tensor; of outputs of one row each
     those of all rows.
     """
-    changes = [0.0]
-    for a, *parts in zip(tree_leaves(plain), *map(tree_leaves, outputs)):
+    changes, whole = [0.0], len(tree_leaves(outputs[0])) == len(tree_leaves(plain))
+    for a, *parts in zip(*([*map(tree_leaves if whole else _tensors, (plain, *outputs))])):
         if isinstance(a, Tensor) and a.is_floating_point() and isinstance(parts[0], Tensor) and a.numel():
-            b = parts[0] if parts[0].shape == a.shape else torch.cat(parts)
+            along = next((dim for dim, size in enumerate(a.shape) if size != parts[0].shape[dim]), None)
+            b = parts[0] if along is None else torch.cat(parts, along)
             a, b = a.double(), b.detach().double()
             finite = a.isfinite()
             changes.append(float((a - b)[finite].abs().max() / a[finite].abs().max().clamp_min(1e-30))
                            if finite.any() else 0.0)
     return max(changes)
+
+
+def _tensors(output: Any) -> list[Any]:
+    """What is in an output itself; what it has of each picture is in parts of their number."""
+    return [one for one in (output.values() if hasattr(output, "values") else output) if isinstance(one, Tensor)]
 
 
 def _known(entry: Entry, model: nn.Module, inputs: Inputs) -> Anatomy:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..still import settled
-from .architecture import Inputs
+from .architecture import Inputs, value
 from .description import heard, seen
 from .picture import Painter
 from .sound import Recorder
@@ -23,6 +23,8 @@ from .text import ANSWER, FIRST, LAST, ROWS, TEXTS, text
 
 KINDS = {"image": 1, "video": 2, "audio": 3}
 """What stands among words, and what models of several senses call it in `mm_token_type_ids`."""
+APART = ("target_sizes", "image_grids")
+"""What there is one of for each picture beside pixels that cannot be taken apart by rows: one row is given."""
 BEFORE = 4
 """Words in front of a picture or a sound."""
 
@@ -39,11 +41,33 @@ def inputs(task: str, model: nn.Module) -> Inputs:
     for found in layouts(task, model):
         try:
             with torch.no_grad(), settled(model):
-                model(**found)
-            return found
+                output = value(model(**found))
+            return _read(model, found, output)
         except Exception as error:  # whatever a model says of inputs that it cannot read
             first = first or error
     raise first
+
+
+def _read(model: nn.Module, found: Named, output: Tensor) -> Named:
+    """What was found without words that the model takes and does not read."""
+    for name, mask in (("input_ids", "attention_mask"), ("decoder_input_ids", "")):
+        if name in found and len(found) > 1:
+            other = {**found, name: torch.where(found[name] < LAST, (found[name] + 1) % LAST, found[name])}
+            with torch.no_grad(), settled(model):
+                if not torch.equal(value(model(**other)), output):
+                    continue
+            left = {key: one for key, one in found.items() if key not in (name, mask)}
+            found = left if _runs(model, left) else found
+    return found
+
+
+def _runs(model: nn.Module, found: Named) -> bool:
+    try:
+        with torch.no_grad(), settled(model):
+            model(**found)
+    except Exception:
+        return False
+    return True
 
 
 def layouts(task: str, model: nn.Module) -> Iterator[Named]:
@@ -83,6 +107,11 @@ def _told(model: nn.Module, found: Named) -> int | None:
     return None
 
 
+def _rows(media: Named) -> int:
+    """How many rows pictures and sounds are of."""
+    return next((len(media[name]) for name in APART if name in media), ROWS)
+
+
 def _taken(model: nn.Module, kind: str, several: Iterable[Named]) -> Iterator[Named]:
     """Several layouts, those first of which the model can make features by itself; nothing at all where there are none.
     """
@@ -103,15 +132,17 @@ def _placed(model: nn.Module, accepted: set[str], words: Named, media: Named, im
 
     `images`: how many of a picture, where that is known.
     """
+    if "input_ids" not in words:
+        return {**words, **media}
+    rows = _rows(media)
+    words = {name: one[:rows] for name, one in words.items()}
     held, latents = {}, seen(model.config).number("latent_query_num", default=0)
     for kind in KINDS:
         token = seen(model.config).token(kind)
         told = images if kind == "image" else None
-        count = told or _features(model, kind, media) if token is not None and "input_ids" in words else None
+        count = told or _features(model, kind, media) if token is not None else None
         if count:
-            held[token] = kind, torch.full((ROWS, count), token)
-    if "input_ids" not in words:
-        return {**words, **media}
+            held[token] = kind, torch.full((rows, count), token)
     if not held:
         return {**words, **media, **_seen(accepted, words["input_ids"], media, latents)}
     ids = words["input_ids"]
@@ -120,7 +151,7 @@ def _placed(model: nn.Module, accepted: set[str], words: Named, media: Named, im
     beside = {"mm_token_type_ids": kinds, "token_type_ids": kinds.clamp(max=1)}
     if "attention_mask" in words:
         mask = words["attention_mask"]
-        beside["attention_mask"] = torch.cat([mask.new_ones(ROWS, ids.shape[1] - mask.shape[1]), mask], 1)
+        beside["attention_mask"] = torch.cat([mask.new_ones(rows, ids.shape[1] - mask.shape[1]), mask], 1)
     return {**words, "input_ids": ids, **media, **_seen(accepted, ids, media, latents),
             **{name: one for name, one in beside.items() if name in accepted}}
 
@@ -177,7 +208,7 @@ def _features(model: nn.Module, kind: str, media: Named) -> int | None:
     if made is None:
         return None
     tensors = [one for one in tree_leaves(made) if isinstance(one, Tensor) and one.is_floating_point()]
-    return sum(one.numel() // one.shape[-1] for one in tensors) // ROWS
+    return sum(one.numel() // one.shape[-1] for one in tensors) // _rows(media)
 
 
 def _made(model: nn.Module, extract: Any, given: Named) -> Any:

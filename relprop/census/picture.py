@@ -62,8 +62,8 @@ class Painter:
                   (1, many, C, P, P), (many, merge * P, merge * P, C), (rows, C, GRID * P, GRID * P)]
         if "spatial_shapes" in grid:
             shapes.insert(0, (rows, each, size))
-        if "target_sizes" in grid:
-            shapes[:0] = (1, C, P, P * many), (1, C, P, many * P)
+        if "target_sizes" in grid:  # of one row, since all patches lie in one strip
+            yield {"pixel_values": self.noise(1, C, P, P * each), "target_sizes": grid["target_sizes"][:1]}
         for shape in shapes:
             yield {"pixel_values": self.noise(*shape), **grid}
 
@@ -95,12 +95,11 @@ class Painter:
         yield {"pixel_values": self.noise(rows * 4, self.depth, P, P, C)}
 
     def pooled(self) -> Named:
-        """Patches, and which of them become one token: four each."""
-        tokens = torch.arange(self.rows * GRID ** 2).reshape(-1, 4)
-        grids = torch.tensor([[GRID // 2, GRID // 2, 0, 0]] * self.rows)
-        made = {"pixel_values": self.noise(self.rows, GRID ** 2, self.channels * self.patch ** 2),
-                "image_token_pooling": tokens, "image_grids": grids,
-                "image_num_crops": torch.ones(self.rows, dtype=torch.long)}
+        """Patches of one picture, and which of them become one token: four each."""
+        made = {"pixel_values": self.noise(1, GRID ** 2, self.channels * self.patch ** 2),
+                "image_token_pooling": torch.arange(GRID ** 2).reshape(-1, 4),
+                "image_grids": torch.tensor([[GRID // 2, GRID // 2, 0, 0]]),
+                "image_num_crops": torch.ones(1, dtype=torch.long)}
         return {name: value for name, value in made.items() if name in self.accepted}
 
     def beside(self, shape: tuple[int, ...], side: int) -> Iterator[Named]:

@@ -21,7 +21,8 @@ class Recorder:
     def __init__(self, accepted: Set[str], about: Description, rows: int, generator: Generator) -> None:
         self.accepted, self.about, self.rows, self.generator = accepted, about, rows, generator
         bands = about.number("num_mel_bins", "audio_embed_dim", "feature_projection_input_dim", "input_feat_size",
-                             "feature_size", "n_mels", "mel_bins", "num_mel_bands", "input_dim", "input_size", default=0)
+                             "feature_size", "n_mels", "mel_bins", "num_mel_bands", "input_dim", "input_size",
+                             default=0)
         self.bands = (bands,) if bands else (80, 128)
 
     def noise(self, *shape: int) -> Tensor:

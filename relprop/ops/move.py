@@ -52,6 +52,21 @@ def padded(call: Call, *args: Any, **kwargs: Any) -> Tensor:
     return y
 
 
+def sequenced(call: Call, sequences: Any, batch_first: bool = False, padding_value: float = 0.0,
+              padding_side: str = "right") -> Tensor:
+    """`torch.nn.utils.rnn.pad_sequence`: each one padded, and all put together, as separate calls."""
+    longest = max(len(one) for one in sequences)
+
+    def run() -> Tensor:
+        padded = []
+        for one in sequences:
+            ends = (0, longest - len(one)) if padding_side == "right" else (longest - len(one), 0)
+            padded.append(torch.nn.functional.pad(one, (0, 0) * (one.dim() - 1) + ends, value=padding_value))
+        return torch.stack(padded, 0 if batch_first else 1)
+
+    return call.retrace(run)
+
+
 def written(call: Call, target: Tensor, *args: Any, **kwargs: Any) -> Any:
     """`x[i] = v`, `masked_fill_`, `copy_` ...: constants that are written, or left standing, absorb."""
     constant = None if call.journal is None else _at_zero(call, (target, *args), kwargs)

@@ -184,6 +184,7 @@ _fill("cat concat concatenate stack hstack vstack dstack column_stack", "move", 
 _fill("where", "move", move.chosen, move.split_chosen)
 _fill("masked_fill", "move", move.filled, move.split_filled)
 _fill("pad", "move", move.padded, move.split_padded)
+_fill("pad_sequence", "move", move.sequenced, move.sequenced)
 _fill("index_fill scatter", "move", move.padded, move.split_placed)
 _fill(_WRITTEN, "move", move.written, move.split_written)
 _fill("prelu", "activation", activation.prelu, activation.split_prelu)
