@@ -19,8 +19,9 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..composite import Composite
+from ..numerics import LOW
 from ..ops import Call, Op, activation, add, lookup, matmul, mul, softmax
-from ..ops.call import Alternating, Turn, dependent, plain, scaled
+from ..ops.call import Alternating, Turn, dependent, plain, scaled, wide
 from ..ops.mul import GATE
 from .interception import Interception
 
@@ -70,13 +71,16 @@ class Both(Function):
     def forward(ctx: Any, by_rule: Callable[..., Any], by_gradient: Callable[..., Any], turn: Turn,
                 held: tuple[bool, ...], *xs: Tensor) -> Any:
         with torch.enable_grad():
-            free = [x.detach().requires_grad_() for x in xs]
-            ruled = [x.detach().requires_grad_(not h) for x, h in zip(xs, held, strict=True)]
+            free = [_leaf(x, True) for x in xs]
+            ruled = [_leaf(x, not h) for x, h in zip(xs, held, strict=True)]
             ctx.graphs = {True: (_edges(by_gradient(*free)), free)}  # its values, which are the same, go
             output = by_rule(*ruled)
             ctx.graphs[False] = _edges(output), ruled
         ctx.turn = turn
-        return output.detach() if isinstance(output, Tensor) else tuple(t.detach() for t in output)
+        if isinstance(output, Tensor):
+            return wide(ctx, output.detach())
+        ctx.set_output_grad_dtype(*(torch.float32 if t.dtype in LOW else None for t in output))
+        return tuple(t.detach() for t in output)
 
     @staticmethod
     def backward(ctx: Any, *gs: Tensor) -> tuple[Any, ...]:
@@ -88,6 +92,14 @@ class Both(Function):
         ys, g_ys = zip(*reached, strict=True)
         found = iter(torch.autograd.grad(ys, moving, g_ys, allow_unused=True, retain_graph=True))
         return None, None, None, None, *(next(found) if x.requires_grad else None for x in xs)
+
+
+def _leaf(x: Tensor, moves: bool) -> Tensor:
+    """Where an inner graph starts; relevance per unit arrives there in float32 at least."""
+    leaf = x.detach().requires_grad_(moves)
+    if moves and x.dtype in LOW:
+        leaf.grad_dtype = torch.float32
+    return leaf
 
 
 def _edges(output: Any) -> list[Any]:
@@ -282,7 +294,7 @@ class Attending(Interception):
             return found[0]
 
         def by_rule(x: Tensor) -> Tensor:
-            return activation.Identity.apply(x, lambda _: found.pop().detach(), activation.at_zero(run, x))
+            return activation.Identity.apply(x, lambda x: found.pop().detach() if found else run(x), activation.at_zero(run, x))
 
         return self._both(by_rule, by_gradient, (hasattr(leaves[place], _HELD),), [leaves[place]], call)
 
