@@ -112,7 +112,9 @@ def _default(config_class: type, given: Mapping[str, Any]) -> Any:
     """The config as it is when nothing is said; of some nothing may be left out."""
     try:
         return config_class()
-    except ValueError:
+    except Exception:  # whatever the library calls what it misses
+        if not given:
+            raise
         return config_class(**given)
 
 

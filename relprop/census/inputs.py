@@ -52,7 +52,8 @@ def _read(model: nn.Module, found: Named, output: Tensor) -> Named:
     """What was found without words that the model takes and does not read."""
     for name, mask in (("input_ids", "attention_mask"), ("decoder_input_ids", "")):
         if name in found and len(found) > 1:
-            other = {**found, name: torch.where(found[name] < LAST, (found[name] + 1) % LAST, found[name])}
+            words = (found[name] >= FIRST) & (found[name] < LAST)  # marks stay
+            other = {**found, name: torch.where(words, found[name] + 1, found[name])}
             with torch.no_grad(), settled(model):
                 if not torch.equal(value(model(**other)), output):
                     continue

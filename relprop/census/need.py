@@ -6,6 +6,10 @@ from typing import Any
 from .config import HEADS, LENGTH, PAD, WIDTH
 
 _HYBRID = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+_DRAFT = {"text_config": {  # every layer reads keys and values of the model that it drafts for
+    "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_hidden_layers": 2,
+    "num_kv_shared_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"], "global_head_dim": WIDTH // HEADS}}
 _ZAMBA = {"num_hidden_layers": 3, "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
           "attention_hidden_size": 2 * WIDTH, "attention_head_dim": 2 * WIDTH // HEADS}
 
@@ -35,6 +39,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "falcon_h1": {"mamba_d_ssm": 2 * WIDTH},
     "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": [
         "sliding_attention", "full_attention", "sliding_attention", "full_attention"]},
+    "gemma4_assistant": _DRAFT,
+    "gemma4_unified_assistant": _DRAFT,
     "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
     "layoutlmv3": {"coordinate_size": WIDTH // 8, "shape_size": WIDTH // 4},
     "lilt": {"hidden_size": 48},
