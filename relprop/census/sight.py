@@ -37,6 +37,7 @@ SIGHT: dict[str, dict[str, Any]] = {
     # parts that only some classes of a family have
     "blip_2_qformer": {"use_qformer_text_input": True},
     "shieldgemma2": {"yes_token_index": WORDS - 30, "no_token_index": WORDS - 31},
+    "vision-encoder-decoder": {"decoder": {"is_decoder": True, "add_cross_attention": True}},
     "timm_wrapper": {"architecture": "test_vit", "model_args": {"img_size": 2 * SIDE}},
     # patches as wide as their pixels
     "kosmos_2_5_vision_model": {"patch_embed_hidden_size": 3 * PATCH ** 2},
