@@ -49,9 +49,11 @@ class Flow:
             yield self.survey.calls[place]
             waiting.extend(self.survey.calls[place].inputs)
 
-    def sources(self, number: int, stops: Iterable[int] = ()) -> tuple[list[Called], dict[int, int]]:
+    def sources(self, number: int, stops: Iterable[int] = (), through: Iterable[str] = (),
+                ) -> tuple[list[Called], dict[int, int]]:
         """The calls that made the vectors of a tensor, before they were laid out, scaled, added and so on; and how wide
-        an axis was, by the entries that it has been laid together to since then.
+        an axis was, by the entries that it has been laid together to since then. `through`: kinds of calls that are
+        looked behind, if they are no linear maps or attentions.
         """
         found, widths, seen, waiting = [], {}, set(stops), deque([number])
         while waiting:
@@ -62,7 +64,7 @@ class Flow:
             call = self.survey.calls[self.maker[one]]
             for together, width in call.widths:
                 widths.setdefault(together, width)
-            if call.kind in _MAKES or call.event is not None:
+            if call.event is not None or (call.kind in _MAKES and call.kind not in through):
                 found.append(call)
             else:
                 waiting.extend(call.inputs)
@@ -100,7 +102,7 @@ class Flow:
         """What is added to the stream that a module reads, in order: sums of the stream, maybe normalized or scaled,
         and another tensor of its shape that was made of it.
         """
-        stream, made, found = {run.read}, {run.read}, []
+        stream, made, found = {run.read, *run.beside}, {run.read, *run.beside}, []
         for call in self.survey.calls[run.start:run.end]:
             reads = [one in made for one in call.inputs]
             if not any(reads):

@@ -1,6 +1,7 @@
 """The parts of one layer: its mixer and the heads of it, its MLP and the neurons of it, the stream between the two."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -133,10 +134,14 @@ class Reading:
         return replace(found, mlp=mlp, neurons=neurons, mid=mid)
 
     def mixers(self) -> list[Mixer]:
-        """Its attentions, those together that one linear map reads."""
+        """Its attentions, those together that one linear map reads; none that only feeds another."""
         found: dict[int, list[Seen]] = {}
-        for event in self.events:
-            if event.kind == "attention":
+        attentions = [event for event in self.events if event.kind == "attention"]
+        feeding = {call.event for event in attentions if len(attentions) > 1
+                   for number in self.flow.events[event.order].inputs
+                   for call in self.flow.sources(number, self.stream, ("matmul",))[0]}
+        for event in attentions:
+            if event.order not in feeding:
                 projection = self._projection(event)
                 found.setdefault(-1 - event.order if projection is None else projection.order, []).append(event)
         return [self._mixer(tuple(events), None if order < 0 else self.survey.seen[order])
@@ -148,14 +153,32 @@ class Reading:
         """
         made = self.flow.events[attention.order]
         found = [event for event in self.maps if event.order > attention.order and made in self._read(event)[0]]
+        if not found:  # of attention in two products, such as q (softmax(k) v)
+            found = [event for event in self.maps if event.order > attention.order
+                     and made in self.flow.sources(self._operand(event), self.stream, ("matmul",))[0]]
         if not found or sum((event.path, event.kind) == (found[0].path, found[0].kind) for event in found) > 1:
             return None
-        positions = attention.output.numel() // (_heads(attention) * attention.output[-1])
-        return found[0] if found[0].inputs[0].numel() // self._width(found[0]) >= positions else None
+        alike = self._rows(found[0]) in self._positions(attention) or made not in self._read(found[0])[0]
+        pooled = any(call.kind == "pool" for call in self.flow.back(self._operand(found[0]), {made.output, *self.stream}))
+        return found[0] if alike or pooled else None
+
+    def _rows(self, event: Seen) -> int:
+        return event.inputs[0].numel() // self._width(event)
+
+    def _positions(self, attention: Seen) -> set[int]:
+        """How many vectors a linear map may read that reads all positions of an attention: as many as there are of the
+        stream, or as it gives, whose entries may be on either of its last axes.
+        """
+        count, heads = attention.output.numel(), _heads(attention)
+        width = math.prod(self.run.shape[axis] for axis in self.axes)
+        return {self.run.shape.numel() // width, *(count // (heads * size) for size in attention.output[-2:])}
+
+    def _operand(self, event: Seen) -> int:
+        return self.flow.events[event.order].inputs[0]
 
     def _read(self, event: Seen) -> tuple[list[Called], dict[int, int]]:
         """What the operand of a linear map was made by."""
-        return self.flow.sources(self.flow.events[event.order].inputs[0], self.stream)
+        return self.flow.sources(self._operand(event), self.stream)
 
     def _mixer(self, events: tuple[Seen, ...], projection: Seen | None) -> Mixer:
         heads, width = _heads(events[0]), events[0].output[-1]
@@ -194,10 +217,7 @@ class Reading:
 
     def _width(self, event: Seen) -> int:
         """How many entries the vectors have that a linear map reads."""
-        count = 1
-        for axis in self.survey.axes[event.order]:
-            count *= event.inputs[0][axis]
-        return count
+        return math.prod(event.inputs[0][axis] for axis in self.survey.axes[event.order])
 
     def _tap(self, event: Seen | None) -> Tap | None:
         return None if event is None else Tap(event.path, event.kind, "input", event.nth, self.survey.axes[event.order])
@@ -206,6 +226,8 @@ class Reading:
         """The pattern of heads that are those of the mixer."""
         event = mixer.events[0]
         if len(mixer.events) > 1 or _heads(event) != mixer.heads or len(event.output) > 4:
+            return None
+        if mixer.projection is not None and self.flow.events[event.order] not in self._read(mixer.projection)[0]:
             return None
         before = [one for one in self.survey.seen if one.kind == "attention" and one.path == event.path]
         return Tap(event.path, "attention", PATTERN, before.index(event))
@@ -220,11 +242,12 @@ class Reading:
         before = {call.output for end in ends for call in self.flow.back(end.output, self.stream, self.run.start)}
         for event in reversed(self.maps):
             call = self.flow.events[event.order]
-            if call.output not in before and not self._behind(call, calls | {end.output for end in ends}):
+            apart = call.output not in before and not self._behind(call, calls | {end.output for end in ends})
+            if apart and any(self._makes(one) for one in self._upstream(event)):  # else it is of the skip connection
                 return event
         last = max(event.order for mixer in mixers for event in mixer.events)
         taken = {event.order for event in projections}
-        rest = [event for event in self.maps if event.order not in taken]
+        rest = [event for event in self.maps if event.order not in taken and any(map(self._makes, self._upstream(event)))]
         added = any(self.flow.depends(branch.term, calls, self.run.start) for branch in self.branches)
         return rest[-1] if not added and rest and rest[-1].order > last else None  # no sum tells what is behind which
 
@@ -324,8 +347,7 @@ class Reading:
         """The one linear map that makes what a branch gives; of several, as beside a gate, the one behind another."""
         sources, _ = self.flow.sources(branch.term, self.stream)
         ends = [self.survey.seen[call.event] for call in sources if call.event in self.survey.axes]
-        behind = [event for event in ends if any(call.event is not None or call.kind in ("conv", "matmul", "linear")
-                                                 for call in self._upstream(event))]
+        behind = [event for event in ends if any(map(self._makes, self._upstream(event)))]
         ends = ends if len(ends) == 1 else behind
         if len(ends) != 1 or len(sources) > 1 and not behind:
             return None
@@ -333,6 +355,9 @@ class Reading:
 
     def _upstream(self, event: Seen) -> list[Called]:
         return list(self.flow.back(self.flow.events[event.order].inputs[0], self.stream, self.run.start))
+
+    def _makes(self, call: Called) -> bool:
+        return call.event is not None or call.kind in ("conv", "matmul", "linear")
 
     def _split(self, event: Seen) -> int:
         """How many heads lie side by side in what a linear map reads; 0: none were laid together."""

@@ -50,7 +50,7 @@ class Called:
 @dataclass
 class Run:
     """The nth run of a module: the tensor that it reads and, when it has ended, the one that it returns, by number;
-    `start` and `end` say between which calls it was, `before` and `after` between which of the events seen.
+    `beside` are others of that shape which it is given. `start` and `end` say between which calls it was, `before` and `after` between which of the events seen.
     """
 
     path: str
@@ -62,6 +62,7 @@ class Run:
     end: int = 0
     after: int = 0
     returned: int | None = None
+    beside: tuple[int, ...] = ()
 
 
 @dataclass
@@ -199,12 +200,14 @@ class Surveyor(Observer):
     def enter(self, path: str, args: Any, kwargs: Any) -> None:
         """A module begins."""
         self.path.append(path)
-        read = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-        if read is None:
+        given = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        if not given:
             self._open.append(None)
             return
+        read = given[0]
         nth = self._entered[path] = self._entered.get(path, -1) + 1
-        run = Run(path, nth, self.number(read), read.shape, len(self.survey.calls), len(self.seen))
+        run = Run(path, nth, self.number(read), read.shape, len(self.survey.calls), len(self.seen), beside=tuple(
+            self.number(one) for one in given[1:] if one.shape == read.shape and one.dtype == read.dtype))
         self.survey.runs.append(run)
         self._open.append(run)
 
