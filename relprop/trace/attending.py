@@ -294,7 +294,8 @@ class Attending(Interception):
             return found[0]
 
         def by_rule(x: Tensor) -> Tensor:
-            return activation.Identity.apply(x, lambda x: found.pop().detach() if found else run(x), activation.at_zero(run, x))
+            once = lambda x: found.pop().detach() if found else run(x)
+            return activation.Identity.apply(x, once, activation.at_zero(run, x))
 
         return self._both(by_rule, by_gradient, (hasattr(leaves[place], _HELD),), [leaves[place]], call)
 
