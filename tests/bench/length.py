@@ -1,4 +1,4 @@
-"""A long text explained: time and peak memory of a fresh process, as the operating system counts it.
+"""A long text explained: time and peak memory of a fresh process, as the operating system counts it, and as estimated.
 
 Run: python tests/bench/length.py [--tokens 8192] [--method attnlrp] [--ways kept checkpoint]
 The model is a Llama of 12 layers, 768 wide, with 12 heads and random weights in float32; explained is the logit of one
@@ -16,7 +16,7 @@ import torch
 
 
 def run(tokens: int, method: str, checkpoint: bool) -> dict[str, float]:
-    """One explanation in this process: seconds, GiB at the peak and before, and the error of the ledger."""
+    """One explanation in this process: seconds of a processor, GiB at the peak and before, error of the ledger."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import relprop
@@ -27,9 +27,12 @@ def run(tokens: int, method: str, checkpoint: bool) -> dict[str, float]:
         max_position_embeddings=tokens, use_cache=False)).eval()
     ids = torch.randint(5, 32000, (1, tokens))
     relprop.explain(model, ids[:, :8], target=7, method=method, checkpoint=checkpoint)
-    before, start = peak(), time.time()
+    before = peak()
+    expected = before + relprop.estimate(model, ids, 7, method=method, checkpoint=checkpoint).needed / 2**30
+    start = time.process_time()
     found = relprop.explain(model, ids, target=7, method=method, checkpoint=checkpoint)
-    return {"seconds": time.time() - start, "before": before, "peak": peak(), "error": float(found.ledger.error.max())}
+    return {"seconds": time.process_time() - start, "before": before, "peak": peak(), "expected": expected,
+            "error": float(found.ledger.error.max())}
 
 
 def peak() -> float:
@@ -53,8 +56,8 @@ def main() -> None:
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         found = json.loads(said.splitlines()[-1])
         print(f"{options.tokens} tokens, {options.method}, {way:10s} {found['seconds']:7.1f} s, peak "
-              f"{found['peak']:.2f} GiB (model and libraries {found['before']:.2f}), ledger error "
-              f"{found['error']:.0e}", flush=True)
+              f"{found['peak']:.2f} GiB, estimated {found['expected']:.2f} (model and libraries "
+              f"{found['before']:.2f}), ledger error {found['error']:.0e}", flush=True)
 
 
 if __name__ == "__main__":
