@@ -132,6 +132,18 @@ def test_tables_of_numbers_are_looked_up_too():
         torch.testing.assert_close(one, maps[0])
 
 
+def test_copies_that_are_written_over_are_none():
+    class Languages(Reader):
+        """Adds what it knows of a language, whose ids it makes of a copy, as XLM does."""
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            x = self.table(input_ids) + self.table(input_ids.clone().fill_(7))
+            return (x[:, 1:] * x[:, :-1]).flatten(1)
+
+    read = found(Languages(same, same))
+    assert {*read.relevance} == {"input_ids"} and read.ledger.absorbed and read.ledger.error.max() < 1e-9
+
+
 def test_masks_and_positions_made_of_ids_are_none():
     class Positions(nn.Module):
         """Counts positions from the first token that is not padding, as RoBERTa does."""

@@ -72,7 +72,7 @@ class Ids:
             stored, dtype = self._storages.get(_place(t), (None, None))
             if stored is not None and dtype == t.dtype:
                 return stored.moved(lambda whole: whole.as_strided(t.shape, t.stride(), t.storage_offset()))
-        return found
+        return found if found is not None and bool((found.places != NOWHERE).any()) else None
 
     def follow(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Notes of what the output of a call is made, if it is made of ids."""
