@@ -72,7 +72,9 @@ def places(subject: Subject, batch: Batch, at: Iterable[str | Address]) -> Place
 
     Raises: ValueError for what is no address, or not in the model.
     """
-    parts = anatomy(subject.model, batch.args, batch.kwargs)
+    # of pictures one after the other, only the batch knows which are of the row that is watched
+    seen = batch if batch.pictures is None else batch.take([0])
+    parts = anatomy(subject.model, seen.args, seen.kwargs)
     wanted = [one if isinstance(one, Address) else Address.parse(one) for one in at]
     return Places(batch, parts, {place: tap for one in wanted for place, tap in parts.resolve(one.whole)})
 

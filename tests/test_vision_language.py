@@ -296,3 +296,10 @@ def test_a_folder_has_both(tmp_path):
     rows = pictured.rows(sign)[:1]
     expected = relprop.explain((model, processor), rows, target=7)
     torch.testing.assert_close(relprop.explain(subject, rows, target=7).image, expected.image)
+
+
+def test_relevance_inside_of_both_towers():
+    model, processor, sign = pictured.made("qwen2_vl")
+    r = relprop.explain((model, processor), pictured.rows(sign), target=7, at="L*.attn.H0")
+    assert [tuple(t.shape) for t in r.latents.values()] == [(2, 48), (2, 48), (2, 22), (2, 22)]
+    assert all(bool(t.any()) for t in r.latents.values())
