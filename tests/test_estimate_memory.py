@@ -106,8 +106,9 @@ def test_the_first_rows_at_once_are_estimated():
 
 def test_an_estimate_reads_well():
     found = memory.Estimate(2**30, 2 * 2**30, 2**29, "cpu", 12 * 2**30)
-    assert str(found) == ("about 2.5 GiB of 12.0 free on cpu: 2.0 kept for the way back, 0.50 at work; beside 1.0 of "
-                          "weights")
+    assert str(found) == ("about 2.5 GiB of 12.0 free on cpu: 2.0 GiB kept for the way back, 512 MiB at work; "
+                          "beside 1.0 GiB of weights")
+    assert str(memory.Estimate(0, 2**20, 2**20, "cpu", 12 * 2**30)).startswith("about 2.0 MiB of 12.0 GiB free on cpu")
     assert found.fits and found.total == 3.5 * 2**30
     assert not memory.Estimate(0, 12 * 2**30, 1, "cpu", 12 * 2**30).fits
     assert memory.Estimate(0, 12 * 2**30, 1, "mps").fits  # nobody knows
@@ -124,7 +125,7 @@ def test_weights_count_once():
 def test_explain_warns_before_it_starts(monkeypatch):
     model = CASES["llama"][0]()
     monkeypatch.setattr(memory.prediction, "free", lambda device: 2**18)
-    with pytest.warns(UserWarning, match="takes about .* of 0.0 free on cpu: .*; try batch_size=1 or checkpoint=True"):
+    with pytest.warns(UserWarning, match="takes about .* of 0.0 GiB free on cpu: .*; try batch_size=1 or checkpoint"):
         explain(model, ids(2, 256), 7, method="attnlrp")
     with pytest.warns(UserWarning, match="try a shorter input, or a device with more memory"):
         explain(model, ids(1, 256), 7, method="attnlrp", checkpoint=True)

@@ -57,9 +57,11 @@ class Estimate:
         return self.free is None or self.needed <= self.free
 
     def __str__(self) -> str:
-        known = "" if self.free is None else f" of {self.free / GIB:.1f} free"
-        return (f"about {_gib(self.needed)} GiB{known} on {self.device}: {_gib(self.kept)} kept for the way back, "
-                f"{_gib(self.working)} at work; beside {_gib(self.weights)} of weights")
+        needed = _size(self.needed)
+        unit = "" if needed.endswith("GiB") else " GiB"
+        known = "" if self.free is None else f" of {self.free / GIB:.1f}{unit} free"
+        return (f"about {needed}{known} on {self.device}: {_size(self.kept)} kept for the way back, "
+                f"{_size(self.working)} at work; beside {_size(self.weights)} of weights")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, in bytes."""
@@ -67,8 +69,10 @@ class Estimate:
                 "total": self.total, "free": self.free, "device": self.device}
 
 
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f}" if size >= GIB else f"{size / GIB:.2f}" if size >= GIB / 10 else f"{size / GIB:.3f}"
+def _size(size: int) -> str:
+    if size >= GIB:
+        return f"{size / GIB:.1f} GiB"
+    return f"{size / 2**20:.{0 if size >= 10 * 2**20 else 1}f} MiB"
 
 
 def predicted(run: Run, subject: Subject, batch: Batch, targets: Targets) -> Estimate:
