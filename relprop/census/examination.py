@@ -4,7 +4,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from ..intervene import Intervention, Zero, intervened
 from ..ops import mul, norm, share
 from ..result.census import Entry, Failure
 from ..still import settled
+from ..subject import Subject
 from .architecture import Architecture, Inputs, value
 
 METHODS = ("attnlrp", "cp-lrp")
@@ -101,15 +102,13 @@ def _explained(entry: Entry, model: nn.Module, inputs: Inputs, method: str) -> N
             seen.append(output)  # of the pass itself: what is read of it once more has no history
         return value(output)
 
-    with torch.no_grad(), settled(model):
-        plain = model(**inputs)
     try:
         found = explain(model, dict(inputs), target, method=method)
     except UnruledOp:
         entry.ruled = False
         raise
     entry.ruled = True
-    change = _change(plain, *seen)
+    change = max(_change(plain, output) for plain, output in zip(_plainly(model, inputs, seen), seen))
     error = float(found.ledger.error.max())
     entry.change[method], entry.ledger[method] = change, error
     if not change <= UNCHANGED:
@@ -118,25 +117,31 @@ def _explained(entry: Entry, model: nn.Module, inputs: Inputs, method: str) -> N
         raise ValueError(f"{error:.1e} of the value is unaccounted for")
 
 
-def _change(plain: Any, *outputs: Any) -> float:
-    """The largest change of any floating entry, relative to the largest entry of its tensor; of outputs of one row each
-    those of all rows.
+def _plainly(model: nn.Module, inputs: Inputs, seen: Sequence[Any]) -> Iterator[Any]:
+    """What the model gives by itself where `seen` was seen: for the batch or, where the rows were explained one by one,
+    for each row alone; where a row took several passes, as often.
     """
-    changes, whole = [0.0], len(tree_leaves(outputs[0])) == len(tree_leaves(plain))
-    for a, *parts in zip(*([*map(tree_leaves if whole else _tensors, (plain, *outputs))])):
-        if isinstance(a, Tensor) and a.is_floating_point() and isinstance(parts[0], Tensor) and a.numel():
-            along = next((dim for dim, size in enumerate(a.shape) if size != parts[0].shape[dim]), None)
-            b = parts[0] if along is None else torch.cat(parts, along)
+    with torch.no_grad(), settled(model):
+        plain = model(**inputs)
+        rows = len(value(plain))
+        if len(value(seen[0])) == rows:
+            yield plain
+            return
+        batch = Subject.from_module(model).prepare(dict(inputs))
+        for turn in range(len(seen)):
+            yield model(**batch.take(torch.tensor([turn * rows // len(seen)])).kwargs)
+
+
+def _change(plain: Any, output: Any) -> float:
+    """The largest change of any floating entry, relative to the largest entry of its tensor."""
+    changes = [0.0]
+    for a, b in zip(tree_leaves(plain), tree_leaves(output)):
+        if isinstance(a, Tensor) and a.is_floating_point() and isinstance(b, Tensor) and a.numel():
             a, b = a.double(), b.detach().double()
             finite = a.isfinite()
             changes.append(float((a - b)[finite].abs().max() / a[finite].abs().max().clamp_min(1e-30))
                            if finite.any() else 0.0)
     return max(changes)
-
-
-def _tensors(output: Any) -> list[Any]:
-    """What is in an output itself; what it has of each picture is in parts of their number."""
-    return [one for one in (output.values() if hasattr(output, "values") else output) if isinstance(one, Tensor)]
 
 
 def _known(entry: Entry, model: nn.Module, inputs: Inputs) -> Anatomy:
