@@ -136,7 +136,8 @@ def everything(self, x):
     x = x + F.gelu(self.norm(x)) + F.relu(F.rms_norm(x, (D,)))
     x = x + F.group_norm(x.mT, 2).mT
     x = x + F.scaled_dot_product_attention(x, x, x) + torch.softmax(x @ x.mT, -1) @ x
-    x = x + torch.linalg.solve_triangular(x @ x.mT / 9, x, upper=False, unitriangular=True)
+    wide = x if x.dtype == F64 else x.float()  # torch solves none in less
+    x = x + torch.linalg.solve_triangular(wide @ wide.mT / 9, wide, upper=False, unitriangular=True).to(x.dtype)
     return self.head(x + gate * x).sum(1)
 
 
