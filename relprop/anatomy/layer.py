@@ -237,9 +237,11 @@ class Reading:
     def _down(self, mixers: list[Mixer]) -> Seen | None:
         """The last linear map that is none of an attention's, before or behind it."""
         projections = [mixer.projection for mixer in mixers if mixer.projection is not None]
-        calls = {self.flow.events[event.order].output for mixer in mixers for event in mixer.events}
         ends = [self.flow.events[event.order] for event in projections]
-        before = {call.output for end in ends for call in self.flow.back(end.output, self.stream, self.run.start)}
+        made = [self.flow.events[event.order] for mixer in mixers for event in mixer.events]
+        calls = {call.output for call in made}
+        before = {call.output for end in (*ends, *made)
+                  for call in self.flow.back(end.output, self.stream, self.run.start)}
         for event in reversed(self.maps):
             call = self.flow.events[event.order]
             apart = call.output not in before and not self._behind(call, calls | {end.output for end in ends})
@@ -247,7 +249,8 @@ class Reading:
                 return event
         last = max(event.order for mixer in mixers for event in mixer.events)
         taken = {event.order for event in projections}
-        rest = [event for event in self.maps if event.order not in taken and any(map(self._makes, self._upstream(event)))]
+        rest = [event for event in self.maps if event.order not in taken and any(map(self._makes, self._upstream(event)))
+                and self.flow.events[event.order].output not in before]
         added = any(self.flow.depends(branch.term, calls, self.run.start) for branch in self.branches)
         return rest[-1] if not added and rest and rest[-1].order > last else None  # no sum tells what is behind which
 

@@ -30,8 +30,8 @@ def stacks(model: nn.Module, flow: Flow, complete: Callable[[Run], bool]) -> lis
     found = [*_lists(model, holds), *_pairs(model, lambda path: holds(path) and path in runs and complete(runs[path])
                                             and bool(flow.branches(runs[path])))]
     if found:
-        whole = [one for one in found if not any(_within(one[0], other) for other in found)
-                 or any(path in runs and complete(runs[path]) for path in one[1])]
+        layers = [one for one in found if any(path in runs and complete(runs[path]) for path in one[1])]
+        whole = [one for one in found if one in layers or not any(_within(one[0], other) for other in layers)]
         return [_beside(model, name, paths, runs, flow) for name, paths in _innermost(whole)]
     adding = lambda path: path in runs and bool(flow.branches(runs[path]))
     return [_beside(model, name, paths, runs, flow) for name, paths in _innermost(list(_lists(model, adding)))]

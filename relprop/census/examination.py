@@ -194,8 +194,8 @@ def _lost(model: nn.Module, inputs: Inputs, place: str) -> None:
 
     More is taken where what is lost is next to rounding: norms and the like may be in float32.
     """
-    for share in LITTLE:
-        one = Less(share)
+    for little in LITTLE:
+        one = Less(little)
         plain, parts = _parts(model, inputs, [place], ABLATED, one)
         with torch.no_grad(), settled(model), intervened(model, {place: one}):
             loss = plain - value(model(**inputs))
@@ -204,7 +204,7 @@ def _lost(model: nn.Module, inputs: Inputs, place: str) -> None:
             break
     gap = ((parts[0] - loss).abs().max() - rounding) / loss.abs().max().clamp_min(1e-30)
     if not gap <= LOST:
-        raise ValueError(f"by difference, {share:.0e} of {place} makes up {parts[0].tolist()} of the value, but without "
+        raise ValueError(f"by difference, {little:.0e} of {place} makes up {parts[0].tolist()} of the value, but without "
                          f"it the value loses {loss.tolist()}")
 
 

@@ -129,7 +129,7 @@ class Surveyor(Observer):
         return output
 
     def _is_id(self, t: Tensor, number: int) -> bool:
-        return number in self._copies or t.untyped_storage().data_ptr() in self._ids
+        return number in self._copies or _memory(t) in self._ids
 
     def _mapped(self, kind: str, nth: int, args: Any, operands: list[Tensor], output: Tensor) -> int | None:
         """Notices a linear map that is written as another kind of call, and along which axes it reads."""
@@ -154,7 +154,7 @@ class Surveyor(Observer):
 
     def _embedded(self, func: Any, kind: str, args: Any, terms: list[Tensor]) -> None:
         if func in (F.embedding, torch.embedding):
-            if args[0].untyped_storage().data_ptr() in self._ids or self.number(args[0]) in self._copies:
+            if self._is_id(args[0], self.number(args[0])):
                 self.survey.embeddings.append(Tap(self.path[-1]))
         elif kind in ("conv", "linear") and any(t is x for t in terms for x in self._pixels):
             self.survey.embeddings.append(Tap(self.path[-1], kind, axes=(1,) if kind == "conv" else (-1,)))
@@ -166,7 +166,8 @@ class Surveyor(Observer):
         self.survey.calls.append(replace(call, output=number, shape=made.shape, widths=widths))
         if call.kind == "add" and [*call.shapes] == [made.shape] * 2:
             self.survey.made[number] = call.place
-        elif call.kind == "move" and len(call.inputs) == 1 and not writes and call.inputs[0] in self.survey.made:
+        elif (call.kind == "move" and len(call.inputs) == 1 and not writes and not call.order
+              and call.inputs[0] in self.survey.made):
             self.survey.made.setdefault(number, self.survey.made[call.inputs[0]])  # reshaped, it is the same still
         if writes and made._base is not None:  # what it is a view of is another tensor now as well
             base = made._base
@@ -221,6 +222,11 @@ class Surveyor(Observer):
         if run is not None:
             run.end, run.after = len(self.survey.calls), len(self.seen)
             run.returned = self.number(found) if isinstance(found, Tensor) else None
+
+
+def _memory(t: Tensor) -> int | None:
+    """Where a tensor's data lies; None of one that is many, inside `torch.vmap`."""
+    return None if torch._C._functorch.is_batchedtensor(t) else t.untyped_storage().data_ptr()
 
 
 def _widths(before: Size, after: Size) -> tuple[tuple[int, int], ...]:
