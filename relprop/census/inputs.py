@@ -161,13 +161,13 @@ def _seen(accepted: set[str], ids: Tensor, media: Named, latents: int) -> Named:
     """Which words look at which pictures, where a model asks for it: all at all. Or in which places there are pictures,
     of `latents` features each.
     """
-    pictures = media.get("pixel_values")
-    if pictures is None:
-        return {}
-    if "image_embeds_position_mask" in accepted:
+    if media and "image_embeds_position_mask" in accepted:
         where = torch.zeros_like(ids)
         where[:, BEFORE:BEFORE + latents] = 1
         return {"image_embeds_position_mask": where}
+    pictures = media.get("pixel_values")
+    if pictures is None:
+        return {}
     several = pictures.shape[1:-3]
     shapes = {"image_attention_mask": (*ids.shape, *several[:1]), "cross_attention_mask": (*ids.shape, *several)}
     return {name: torch.ones(shape, dtype=torch.long) for name, shape in shapes.items() if name in accepted}
