@@ -1,10 +1,10 @@
 """How time and memory of a map grow with length and depth, against the plain model's own forward + backward.
 
 Run: python tests/bench/scaling.py [--methods attnlrp cp-lrp] [--repeats 3] [--no-check]
-A Llama of 2 layers, 768 wide, is run on 128 to 4,096 tokens, and one that is 384 wide with 2 to 24 layers on 192. Both
-are wide enough that what a call costs in Python is little of it. The exponents are slopes of least squares in log-log,
-of both runs on the same points, interleaved; memory is the peak of PyTorch's profiler. Ends with an error where an
-exponent is more than 5 % beside the plain model's.
+A Llama of 2 layers, 1,024 wide, is run on 128 to 4,096 tokens, and one that is 384 wide with 2 to 24 layers on 192:
+wide enough that what a call costs in Python is little of it. The exponents are slopes of least squares in log-log, of
+both runs on the same points, interleaved; memory is the peak of PyTorch's profiler. Ends with an error where an exponent
+is more than 5 % beside the plain model's.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; exponents, with the ledger")
     wrong = []
     for method in options.methods:
-        for name, sizes, make in (("tokens", LENGTHS, lambda size: case(LAYERS, size, 768)),
+        for name, sizes, make in (("tokens", LENGTHS, lambda size: case(LAYERS, size, 1024)),
                                   ("layers", DEPTHS, lambda size: case(size, TOKENS, 384))):
             for what, (a, b, off) in exponents(sizes, make, method, options.repeats).items():
                 print(f"{method:10s} {what:6s} over {sizes[0]} to {sizes[-1]} {name}: plain {a:.3f}, ours {b:.3f}, "
