@@ -3,8 +3,8 @@
 Run: python tests/bench/scaling.py [--methods attnlrp cp-lrp] [--repeats 3] [--no-check]
 A Llama of 2 layers, 1,024 wide, is run on 128 to 4,096 tokens, and one that is 384 wide with 2 to 24 layers on 192:
 wide enough that what a call costs in Python is little of it. The exponents are slopes of least squares in log-log, of
-both runs on the same points, interleaved; memory is the peak of PyTorch's profiler. Ends with an error where an exponent
-is more than 5 % beside the plain model's.
+both runs on the same points, interleaved; memory is the peak of PyTorch's profiler. Ends with an error where an
+exponent is more than 5 % beside the plain model's.
 """
 
 import argparse
