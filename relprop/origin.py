@@ -18,11 +18,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SEGMENTS = 4
-"""Ramps an axis: each goes from black to white in a quarter of it, so that 8 bits are 1,000 levels."""
+SEGMENTS = (4, 8, 16, 32)
+"""Ramps an axis: each goes from black to white in a part of it, so that 8 bits are 1,000 levels; more are used until
+the entries of a picture that was enlarged can be told from their neighbours.
+"""
+_SHARP = 4.5  # roundings of a place, at least, between neighbours
 _DIGITS = 50  # pictures that one set of grey levels tells apart
 _ANCHORS, _REACH = 200, 4096  # entries from which neighbours are looked for, and how far
 _FAR = (2, 4, 8)  # entries over which distances are measured, where that many lie in line
+_MOST = 0.8  # of the entries that have any neighbour
+_ROUNDED = 0.01  # of the entries, at most, whose levels say nothing
 _AGREES = 0.5  # correlation, at least, of a picture with what its places say that it becomes
 
 Process = Callable[[Sequence[Tensor]], Mapping[str, Tensor]]
@@ -70,7 +75,8 @@ def identity(shape: Sequence[int]) -> Origin:
 
 
 def probe(process: Process, pictures: Sequence[Tensor]) -> dict[str, Origin]:
-    """Where the entries of each tensor of `process(pictures)` come from. Cost: about a dozen calls of `process`.
+    """Where the entries of each tensor of `process(pictures)` come from. Cost: about a dozen calls of `process`, more
+    where it makes pictures larger.
 
     Args: pictures: uint8 (Y, X, 3) each, of any sizes.
     Returns: by the name of the tensor; those that black and white pictures do not tell apart are left out.
@@ -78,23 +84,26 @@ def probe(process: Process, pictures: Sequence[Tensor]) -> dict[str, Origin]:
         that depend on what is in the pictures (a processor that cuts off margins).
     """
     sizes = [tuple(picture.shape[:2]) for picture in pictures]
-    run = lambda levels: {name: value.detach().double().cpu()
+    run = lambda levels: {name: value.detach().float().cpu()
                           for name, value in process([_grey(level) for level in levels]).items()}
     flat = lambda level: run([torch.full(size, float(level)) for size in sizes])
     black, white = flat(0), flat(255)
     coded = [run(_digits(sizes, place)) for place in _places(len(sizes))]
-    ramps = [[run([_ramp(size, axis, part) for size in sizes]) for part in range(SEGMENTS)] for axis in (0, 1)]
     seen = run([_luminance(picture) for picture in pictures])
-    found = {}
-    for name, low in black.items():
-        gain = white[name] - low if white[name].shape == low.shape else torch.zeros(())
-        inside = gain.abs() > 0.25 * gain.abs().max()
-        if not bool(inside.any()) or not bool(gain.isfinite().all()):
-            continue
-        share = lambda one: ((one[name] - low) / gain).where(inside, 0)  # noqa: B023 called in this round
-        number = _numbers([share(one) for one in coded], len(sizes)).where(inside, -1)
-        found[name] = _placed(number, [[share(one) for one in parts] for parts in ramps], sizes)
-        _check(found[name], share(seen), pictures)
+    found: dict[str, Origin] = {}
+    for many in SEGMENTS:
+        ramps = [[run([_ramp(size, axis, part, many) for size in sizes]) for part in range(many)] for axis in (0, 1)]
+        for name, low in black.items():
+            gain = white[name] - low if white[name].shape == low.shape else torch.zeros(())
+            inside = gain.abs() > 0.25 * gain.abs().max()
+            if not bool(inside.any()) or not bool(gain.isfinite().all()):
+                continue
+            share = lambda one: ((one[name] - low) / gain).where(inside, 0)  # noqa: B023 called in this round
+            number = _numbers([share(one) for one in coded], len(sizes)).where(inside, -1)
+            found[name] = _placed(number, [[share(one) for one in parts] for parts in ramps], sizes)
+            _check(found[name], share(seen), pictures)
+        if all(_sharp(one, sizes, many) for one in found.values()):
+            break
     if not found:
         raise ValueError("the processor makes the same of a black picture as of a white one, so that no place in it is "
                          "known; give the pixels as they are, a tensor (B, C, Y, X)")
@@ -105,10 +114,19 @@ def _placed(number: Tensor, ramps: Sequence[Sequence[Tensor]], sizes: Sequence[t
     """Places from what became of the ramps: each is clamped outside of its own part of the axis, so that their sum is
     the place.
     """
-    high, wide = (torch.tensor([size[axis] for size in sizes], dtype=torch.float64) for axis in (0, 1))
+    high, wide = (torch.tensor([float(size[axis]) for size in sizes]) for axis in (0, 1))
     own = number.clamp(min=0)
-    y, x = (sum(parts) / SEGMENTS * size[own] for parts, size in zip(ramps, (high, wide)))
-    return Origin(number, y.float(), x.float(), *_extents(number, y, x, (high, wide)))
+    many = len(ramps[0])
+    y, x = (sum(parts) / many * size[own] for parts, size in zip(ramps, (high, wide)))
+    return Origin(number, y.float(), x.float(), *_extents(number, y, x, (high / many / 255, wide / many / 255),
+                                                          (high, wide)))
+
+
+def _sharp(found: Origin, sizes: Sequence[tuple[int, int]], many: int) -> bool:
+    """Whether the entries of each picture lie further apart than so many ramps can be wrong by."""
+    return all(float(extent[own].median()) > _SHARP * size[axis] / many / 255
+               for i, size in enumerate(sizes) if bool((own := found.picture == i).any())
+               for axis, extent in enumerate((found.height, found.width)))
 
 
 def sampled(origin: Origin, pictures: Sequence[Tensor]) -> Tensor:
@@ -133,57 +151,64 @@ def _luminance(picture: Tensor) -> Tensor:
     return picture.double() @ torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
 
 
-def _ramp(size: tuple[int, int], axis: int, part: int) -> Tensor:
-    """A picture (Y, X) from black to white along an axis, all within one of its parts."""
+def _ramp(size: tuple[int, int], axis: int, part: int, many: int) -> Tensor:
+    """A picture (Y, X) from black to white along an axis, all within one of its `many` parts."""
     place = (torch.arange(size[axis], dtype=torch.float64) + 0.5) / size[axis]
-    levels = 255 * (place * SEGMENTS - part).clamp(0, 1)
+    levels = 255 * (place * many - part).clamp(0, 1)
     return (levels[:, None] if axis == 0 else levels[None]).expand(size)
 
 
 def _places(count: int) -> list[int]:
-    """The places of the digits that number so many pictures."""
-    places = [1]
-    while places[-1] * _DIGITS < count:
-        places.append(places[-1] * _DIGITS)
+    """The places of the digits that number so many pictures, as many different ones as there are levels for."""
+    places, base = [1], min(count, _DIGITS)
+    while places[-1] * base < count:
+        places.append(places[-1] * base)
     return places
 
 
 def _digits(sizes: Sequence[tuple[int, int]], place: int) -> list[Tensor]:
     """Pictures in plain grey that say one digit of their number."""
-    return [torch.full(size, 255.0 * ((i // place) % _DIGITS + 1) / _DIGITS) for i, size in enumerate(sizes)]
+    base = min(len(sizes), _DIGITS)
+    return [torch.full(size, 255.0 * ((i // place) % base + 1) / base) for i, size in enumerate(sizes)]
 
 
 def _numbers(coded: Sequence[Tensor], count: int) -> Tensor:
     """Which picture each entry is of, from what became of its digits."""
-    number = sum(((level * _DIGITS).round().long() - 1) * place for level, place in zip(coded, _places(count)))
-    if bool(((number < 0) | (number >= count)).logical_and(coded[0] != 0).any()):
+    base = min(count, _DIGITS)
+    number = sum(((level * base).round().long() - 1) * place for level, place in zip(coded, _places(count)))
+    wrong = ((number < 0) | (number >= count)).logical_and(coded[0] != 0)
+    if float(wrong.sum()) > _ROUNDED * float((coded[0] != 0).sum()):
         raise ValueError("the processor mixes the pictures of a batch, or changes grey levels by more than an offset "
                          "and a gain, so that their places are not known; give the pixels as a tensor (B, C, Y, X)")
-    return number
+    return number.clamp(0, count - 1)  # where padding is mixed in, the levels of an entry may be rounded too much
 
 
-def _extents(number: Tensor, y: Tensor, x: Tensor, sizes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Height and width of each entry's part of its picture: from its place to that of its neighbours."""
+def _extents(number: Tensor, y: Tensor, x: Tensor, rough: tuple[Tensor, Tensor], sizes: tuple[Tensor, Tensor]
+             ) -> tuple[Tensor, Tensor]:
+    """Height and width of each entry's part of its picture: from its place to that of its neighbours.
+
+    Args: rough: half a level along each axis of each picture, which processors round to, twice.
+    """
     found = torch.zeros(2, *number.shape)
     for i in range(len(sizes[0])):
         own = number == i
         if bool(own.any()):
-            places, whole = (y[own], x[own]), [float(size[i]) for size in sizes]
+            places, fine = (y[own], x[own]), [float(one[i]) for one in rough]
             for along, across in ((0, 1), (1, 0)):
-                steps = _steps_along(places[along], places[across], whole[along], whole[across])
-                found[along][own] = steps.float()
+                found[along][own] = _steps_along(places[along], places[across], fine[along], fine[across],
+                                                 float(sizes[along][i])).float()
     return found[0], found[1]
 
 
-def _steps_along(along: Tensor, across: Tensor, size: float, other: float) -> Tensor:
+def _steps_along(along: Tensor, across: Tensor, rough: float, beside: float, size: float) -> Tensor:
     """Distance of each entry of a picture to its neighbour along one axis; of one without any, the usual distance.
 
     Neighbours are as many entries apart as the most of those entries have one that are looked at.
 
-    Args: along, across: places on this axis and on the other one, (N,). size, other: how long these axes are.
+    Args: along, across: places on this axis and on the other one, (N,). rough, beside: how far they may be off. size:
+        how long the axis is.
     """
     count = len(along)
-    rough, beside = (side / SEGMENTS / 255 for side in (size, other))  # half a level, which is rounded to, twice
     step = lambda i, j: (along[j] - along[i]).where((across[i] - across[j]).abs() <= 2 * beside, 0)
     anchors = torch.linspace(0, count - 1, min(_ANCHORS, count)).long()
     lags = torch.arange(1, min(_REACH, count - 1) + 1)
@@ -194,7 +219,8 @@ def _steps_along(along: Tensor, across: Tensor, size: float, other: float) -> Te
     if not len(first):  # a single line
         return torch.full_like(along, size)
     # of channels that come last the next place is one, two or three entries on, and three from all of them
-    lag = max(first.unique().tolist(), key=lambda place: int(far[:, place].sum()))
+    many = {place: int(far[:, place].sum()) for place in first.unique().tolist()}
+    lag = min(place for place, count in many.items() if count >= _MOST * max(many.values()))
     mirrored, lag = float(on[:, lag].sign().sum()) < 0, int(lags[lag])
     onward = (lambda i, j: -step(i, j)) if mirrored else step
     found, usual = torch.zeros_like(along), size
@@ -210,7 +236,7 @@ def _steps_along(along: Tensor, across: Tensor, size: float, other: float) -> Te
 
 def _neighbours(step: Callable[[Tensor, Tensor], Tensor], count: int, lag: int) -> Tensor:
     """Distance of each entry to the one `lag` entries on, or else back; zero where neither is a neighbour."""
-    forward, backward = torch.zeros(2, max(count, lag), dtype=torch.float64)
+    forward, backward = torch.zeros(2, max(count, lag))
     here = torch.arange(max(0, count - lag))
     forward[:len(here)] = step(here, here + lag)
     backward[lag:lag + len(here)] = forward[:len(here)]
