@@ -191,6 +191,9 @@ def anatomy(model: nn.Module, args: tuple, kwargs: dict) -> Anatomy:
                              "attention each, or add to the stream that they read; addresses need one")
         paths = {path for stack in found for path in stack}
         read = [Reading(flow, run) for run in survey.runs if run.path in paths]  # in the order in which they run
+        if not read:
+            raise ValueError(f"the modules of the stack that was found, {found[0][0]} ..., are never called: the model runs "
+                             "their `forward` by itself, past the hooks that addresses need")
         plain = [one for one in read if not one.mixers()]
         answers = mixing(model, args, kwargs, [ask for one in plain for ask in one.questions()]) if plain else {}
         layers = [one.without(answers) if one in plain else one.layer() for one in read]
