@@ -2,8 +2,8 @@
 
     python demos/train_digits_llava.py [FOLDER]
 
-Its eye is the bundled `digits-vit`, which is left as it is; the projector and a language model of two layers learn. Takes
-a few minutes on a CPU. `demos/vision_language.py` explains what it answers.
+Its eye is the bundled `digits-vit`, which is left as it is; the projector and a language model of two layers learn.
+Takes a few minutes on a CPU. `demos/vision_language.py` explains what it answers.
 """
 from __future__ import annotations
 
