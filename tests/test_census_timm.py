@@ -1,4 +1,4 @@
-"""timm in the census: which of its names are asked about, what their tiny instances keep, and that they are explained."""
+"""timm in the census: which of its names are asked about, what tiny instances keep, and that they are explained."""
 from __future__ import annotations
 
 from fnmatch import fnmatch
@@ -159,10 +159,9 @@ def test_books_of_every_family_balance_in_double_precision():
 # -- heads: the books of a class of a picture --------------------------------------------------------------------------
 
 HEADS = {
-    "token": ("vit_tiny_patch16_224", {"global_pool": "token"}), "avg": ("vit_tiny_patch16_224", {"global_pool": "avg"}),
-    "max": ("vit_tiny_patch16_224", {"global_pool": "max"}), "avgmax": ("vit_tiny_patch16_224", {"global_pool": "avgmax"}),
-    "map": ("vit_tiny_patch16_224", {"global_pool": "map"}),
-    "map, no class token": ("vit_base_patch16_siglip_224", {}), "registers": ("vit_tiny_patch16_224", {"reg_tokens": 4}),
+    **{pool: ("vit_tiny_patch16_224", {"global_pool": pool}) for pool in ("token", "avg", "max", "avgmax", "map")},
+    "map, no class token": ("vit_base_patch16_siglip_224", {}),
+    "registers": ("vit_tiny_patch16_224", {"reg_tokens": 4}),
     "registers, avg": ("vit_tiny_patch16_224", {"reg_tokens": 4, "global_pool": "avg"}),
     "distilled": ("deit_tiny_distilled_patch16_224", {}), "class attention": ("cait_xxs24_224", {}),
     "eva, map": ("vit_pe_core_tiny_patch16_384", {}), "relative positions": ("vit_relpos_small_patch16_224", {}),

@@ -69,7 +69,8 @@ def test_outputs_are_unchanged_and_books_balance(name, method):
     assert (found.ledger.error < 1e-9).all()
     assert found.relevance["0"].abs().sum((1, 2)).min() > 0
     if method == "attnlrp" and not name.startswith("gru"):  # a slice of a constant has no name
-        assert found.ledger.absorbed.keys() - {"activations"} == ({"biases"} if name != "lstm without biases" else set())
+        biases = {"biases"} if name != "lstm without biases" else set()
+        assert found.ledger.absorbed.keys() - {"activations"} == biases
 
 
 @pytest.mark.parametrize("method", ["attnlrp", "gradient", "deep-taylor"])

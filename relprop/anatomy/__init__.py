@@ -139,7 +139,7 @@ class Anatomy:
             yield Address("embed"), self.embed
         for number in range(len(self.layers)):
             places = [Address(part, number) for part in ("in", "layer", "mid", "attn", "cross", "mlp")]
-            places += [Address("attn", number, "H", 0), Address("cross", number, "H", 0), Address("mlp", number, "N", 0)]
+            places += [Address(part, number, unit, 0) for part, unit in (("attn", "H"), ("cross", "H"), ("mlp", "N"))]
             places += [Address(part, number, "H", 0, inner="pattern") for part in ("attn", "cross")]
             yield from (place for one in places if self._lacks(one, number) is None for place in self.resolve(one))
 
@@ -192,8 +192,8 @@ def anatomy(model: nn.Module, args: tuple, kwargs: dict) -> Anatomy:
         paths = {path for stack in found for path in stack}
         read = [Reading(flow, run) for run in survey.runs if run.path in paths]  # in the order in which they run
         if not read:
-            raise ValueError(f"the modules of the stack that was found, {found[0][0]} ..., are never called: the model runs "
-                             "their `forward` by itself, past the hooks that addresses need")
+            raise ValueError(f"the modules of the stack that was found, {found[0][0]} ..., are never called: the model "
+                             "runs their `forward` by itself, past the hooks that addresses need")
         plain = [one for one in read if not one.mixers()]
         answers = mixing(model, args, kwargs, [ask for one in plain for ask in one.questions()]) if plain else {}
         layers = [one.without(answers) if one in plain else one.layer() for one in read]

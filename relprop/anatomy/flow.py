@@ -95,7 +95,8 @@ class Flow:
             return run and (run.read if tap.side == "input" else run.returned)
         if tap.side == "output":
             return next((call.output for call in survey.calls if call.place == tap), None)
-        events = (event for event in survey.seen if (event.kind, event.path, event.nth) == (tap.kind, tap.path, tap.nth))
+        wanted = tap.kind, tap.path, tap.nth
+        events = (event for event in survey.seen if (event.kind, event.path, event.nth) == wanted)
         return next((self.events[event.order].output for event in events if event.order in self.events), None)
 
     def branches(self, run: Run) -> list[Branch]:

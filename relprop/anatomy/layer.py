@@ -159,7 +159,8 @@ class Reading:
         if not found or sum((event.path, event.kind) == (found[0].path, found[0].kind) for event in found) > 1:
             return None
         alike = self._rows(found[0]) in self._positions(attention) or made not in self._read(found[0])[0]
-        pooled = any(call.kind == "pool" for call in self.flow.back(self._operand(found[0]), {made.output, *self.stream}))
+        before = self.flow.back(self._operand(found[0]), {made.output, *self.stream})
+        pooled = any(call.kind == "pool" for call in before)
         return found[0] if alike or pooled else None
 
     def _rows(self, event: Seen) -> int:
@@ -205,7 +206,8 @@ class Reading:
     def _whole(self, mixer: Mixer) -> Tap | None:
         """What the attention adds to the stream, where its projection gives something else first."""
         made = self.flow.events[(mixer.projection or mixer.events[0]).order]
-        branch = next((one for one in self.branches if self.flow.depends(one.term, [made.output], self.run.start)), None)
+        made_of = lambda one: self.flow.depends(one.term, [made.output], self.run.start)
+        branch = next(filter(made_of, self.branches), None)
         if branch is None:
             return None
         steps = [call for call in self.flow.back(branch.term, self.stream, self.run.start) if call is not made
@@ -249,8 +251,8 @@ class Reading:
                 return event
         last = max(event.order for mixer in mixers for event in mixer.events)
         taken = {event.order for event in projections}
-        rest = [event for event in self.maps if event.order not in taken and any(map(self._makes, self._upstream(event)))
-                and self.flow.events[event.order].output not in before]
+        rest = [event for event in self.maps if event.order not in taken
+                and any(map(self._makes, self._upstream(event))) and self.flow.events[event.order].output not in before]
         added = any(self.flow.depends(branch.term, calls, self.run.start) for branch in self.branches)
         return rest[-1] if not added and rest and rest[-1].order > last else None  # no sum tells what is behind which
 

@@ -26,14 +26,14 @@ class Question:
 
 
 Answer = bool | Tap | None
-"""Whether a part mixes positions; of one whose linear maps read along positions, and not features, such a map; None where
-it has only one position, or gives something of another shape.
+"""Whether a part mixes positions; of one whose linear maps read along positions, and not features, such a map; None
+where it has only one position, or gives something of another shape.
 """
 
 
 def mixing(model: nn.Module, args: tuple, kwargs: dict, questions: Iterable[Question]) -> dict[Question, Answer]:
-    """Whether what a part gives at one position depends on what it reads at another. Cost: two forward passes, in the second of which every part reads
-    what it read in the first but for one position, whatever the parts before it give.
+    """Whether what a part gives at one position depends on what it reads at another. Cost: two forward passes, in the
+    second of which every part reads what it read in the first but for one position, whatever the parts before it give.
     """
     questions = list(questions)
     reads = {one.read for one in questions}

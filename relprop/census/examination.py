@@ -33,8 +33,8 @@ BALANCED = 1e-3
 LOST = 1e-2
 """How far a part may be from what the value loses with it, relative to that."""
 LITTLE = (1e-3, 1e-2, 1e-1)
-"""Which share of a part is taken, to see what the value loses: so little that experts and other choices stay as they are,
-but more where that is next to rounding.
+"""Which share of a part is taken, to see what the value loses: so little that experts and other choices stay as they
+are, but more where that is next to rounding.
 """
 ABLATED = division.get("difference").but("ablation", share=share.aside, rules={"norm": norm.by_difference,
                                                                                "mul": mul.by_difference})
@@ -145,10 +145,11 @@ def _change(plain: Any, output: Any) -> float:
 
 
 def _known(entry: Entry, model: nn.Module, inputs: Inputs) -> Anatomy:
-    """The anatomy, if an edit of each place in it reaches the output, and no attention was seen that it does without."""
+    """The anatomy, if an edit of each place in it reaches the output, and it has every attention that was seen."""
     found = anatomy(model, (), dict(inputs))
     entry.layers, entry.heads = len(found.layers), max(layer.heads for layer in found.layers)
-    lost = [str(number) for number, layer in enumerate(found.layers) if layer.pattern is not None and not layer.attention]
+    lost = [str(number) for number, layer in enumerate(found.layers)
+            if layer.pattern is not None and not layer.attention]
     if lost:
         raise ValueError(f"the attention of layer {', '.join(lost)} has no output projection that could be told apart")
     silent = [address for address, reached in found.verify(model, (), dict(inputs)).items() if not reached]
@@ -204,8 +205,8 @@ def _lost(model: nn.Module, inputs: Inputs, place: str) -> None:
             break
     gap = ((parts[0] - loss).abs().max() - rounding) / loss.abs().max().clamp_min(1e-30)
     if not gap <= LOST:
-        raise ValueError(f"by difference, {little:.0e} of {place} makes up {parts[0].tolist()} of the value, but without "
-                         f"it the value loses {loss.tolist()}")
+        raise ValueError(f"by difference, {little:.0e} of {place} makes up {parts[0].tolist()} of the value, but "
+                         f"without it the value loses {loss.tolist()}")
 
 
 def _parts(model: nn.Module, inputs: Inputs, places: list[str], rules: str | Division, one: Intervention,

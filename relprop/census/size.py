@@ -91,7 +91,8 @@ NEEDS: dict[str, dict[str, Any]] = {
 def shrunk(built: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a class of timm, and those that it has sizes for by default, with small sizes."""
     standard = _standard(built)
-    pyramid = any(isinstance({**standard, **arguments}.get(name), (list, tuple)) for name in ("depth", "depths", "stages"))
+    said = {**standard, **arguments}
+    pyramid = any(isinstance(said.get(name), (list, tuple)) for name in ("depth", "depths", "stages"))
     found = {}
     for name, value in {**standard, **arguments}.items():
         small = _small(name, value)

@@ -60,7 +60,7 @@ class _Caught(Exception):
 
 @cache
 def architectures() -> tuple[Architecture, ...]:
-    """Each architecture of timm once, under the first of its names; one that takes patches as well as pictures twice."""
+    """Each architecture of timm once, under the first of its names; one that takes patches as well, twice."""
     found = []
     for names in groups():
         name, of = names[0], ("timm", "image-classification", _lineage(names[0]))

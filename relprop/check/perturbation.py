@@ -37,8 +37,9 @@ VALUE, PROBABILITY, KEPT = range(3)  # what is read of an input
 
 @dataclass(frozen=True)
 class Decision(Target):
-    """1 where the model decides for a class, tag or token, else 0: the largest logit, or a positive one where each class
-    is decided for itself."""
+    """1 where the model decides for a class, tag or token, else 0: the largest logit, or a positive one where each
+    class is decided for itself.
+    """
 
     of: Choice
 

@@ -1,5 +1,5 @@
-"""A forward pass surveyed: all its calls as a graph of tensors, its linear maps and attentions, its modules' runs and its
-embedding.
+"""A forward pass surveyed: all its calls as a graph of tensors, its linear maps and attentions, its modules' runs and
+its embedding.
 """
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ SUMS = frozenset({"add", "__add__", "__radd__", "add_", "__iadd__"})
 class Called:
     """A call: the tensors that it read, no parameters among them, and the one that it made, by number; with shapes.
 
-    `place` is the tap of what it made. `event`: the place in `Survey.seen` of a linear map or an attention. `widths`: of
-    a call that lays axes of a tensor together, how wide the last of them was by how many entries they have together:
+    `place` is the tap of what it made. `event`: the place in `Survey.seen` of a linear map or an attention. `widths`:
+    of a call that lays axes of a tensor together, how wide the last of them was by how many entries they have together:
     heads side by side. `order`: of a call that moves axes, where each axis of what it made was.
     """
 
@@ -50,7 +50,8 @@ class Called:
 @dataclass
 class Run:
     """The nth run of a module: the tensor that it reads and, when it has ended, the one that it returns, by number;
-    `beside` are others of that shape which it is given. `start` and `end` say between which calls it was, `before` and `after` between which of the events seen.
+    `beside` are others of that shape which it is given. `start` and `end` say between which calls it was, `before` and
+    `after` between which of the events seen.
     """
 
     path: str
@@ -69,8 +70,8 @@ class Run:
 class Survey:
     """What was seen. Tensors have numbers in the order in which they were made. `made` says by the number of a sum, or
     of what a module returns, where it was made. `axes` says of each linear map by its event along which axes it reads.
-    `outputs` are the tensors that the model returns, `discrete` those of whole numbers or truths. `embeddings` are modules that looked up the model's ids, or first
-    read its pixels.
+    `outputs` are the tensors that the model returns, `discrete` those of whole numbers or truths. `embeddings` are
+    modules that looked up the model's ids, or first read its pixels.
     """
 
     seen: list[Seen] = field(default_factory=list)
@@ -102,7 +103,8 @@ class Surveyor(Observer):
         self._ids = {t.untyped_storage().data_ptr() for t in whole}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, kind, seen, made = kwargs or {}, getattr(lookup(func), "kind", ""), len(self.seen), len(self.survey.calls)
+        kwargs, kind = kwargs or {}, getattr(lookup(func), "kind", "")
+        seen, made = len(self.seen), len(self.survey.calls)
         operands = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
         terms = [a for a in operands if not isinstance(a, nn.Parameter)]
         before, shapes = tuple(map(self.number, terms)), tuple(t.shape for t in terms)
