@@ -43,9 +43,10 @@ if TYPE_CHECKING:
     from .division import Division
     from .errors import IndependentOutput, LedgerError, RelpropError, UnruledOp
     from .estimate import estimate
-    from .explain import METHODS, Comparison, Explanation, compare, explain, open
+    from .explain import Comparison, Explanation, compare, explain, open
     from .load import load
     from .mediation import Effects, effects
+    from .method import METHODS
     from .result import Circuit, Curve, Decomposition, Ledger, Relevance
     from .subject import Subject
     from .target import (
@@ -77,7 +78,8 @@ _HOME = {  # where each name is defined
     "subject": ("Subject",),
     "load": ("load",),
     "estimate": ("estimate",),
-    "explain": ("METHODS", "Comparison", "Explanation", "compare", "explain", "open"),
+    "method": ("METHODS",),
+    "explain": ("Comparison", "Explanation", "compare", "explain", "open"),
     "mediation": ("Effects", "effects"),
     "benchmark": ("Benchmark", "benchmark"),
     "census": ("Census", "census"),

@@ -10,11 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from functools import partial
-from inspect import signature
-from itertools import accumulate
-from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from . import attention, baselines, composite, fit, latents, memory, rows, view
+from . import composite, fit, latents, memory, view
 from .address import Address, Spans
 from .check import ablation
 from .composite import Composite
-from .decompose import importance
 from .errors import RelpropError, Undefined
 from .folding import folded
 from .load import load
-from .lrp import by_composite
+from .method import METHODS, Method, bound, called, check_pictures, compared, modality_of
 from .posed import apart, posed
 from .positions import NONE
 from .positions import check as check_positions
-from .result import Circuit, Curve, Faithfulness, Ledger, Picture, Relevance, archive, read
+from .result import Circuit, Curve, Faithfulness, Relevance, archive, read
+from .result.joint import joined
 from .still import settled
 from .subject import Subject
 from .target import Targets
@@ -43,9 +39,6 @@ from .tokens import Batch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
-
-Method = Callable[..., Relevance]
-
 
 @dataclass
 class _Live:
@@ -187,16 +180,6 @@ def _line(result: Explanation) -> dict[str, Any]:
             "backwards": result.backwards}
 
 
-METHODS: dict[str, Method] = {}
-"""Every method by name: a function of a subject, a batch and targets to a `Relevance`, with its options by keyword.
-
-One that passes through the layers has a keyword `at`, which is no option of the user's: a tuple of addresses without
-positions, or patterns of them, "L*.attn.H*", none by default. For each place that they mean, as `Anatomy.resolve` lists
-them, its result has an entry in `latents`, by the place's text: (B, T), or of attention patterns (B, T, S), at all
-positions of the model. `explain(at=)` and `Explanation.at` ask for them, and pick positions themselves.
-"""
-
-
 def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: object = None, *,
             method: str | Composite | None = None, spread_bias: bool = False, ledger: bool = True, layers: bool = False,
             at: str | Sequence[str] = (), spans: Spans | None = None, positions: str | None = None,
@@ -236,7 +219,7 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
     if show_progress and len(starts) > 1:
         from tqdm.auto import tqdm
 
-        starts = tqdm(starts, desc=_name(ready.method), unit="batch")
+        starts = tqdm(starts, desc=called(ready.method), unit="batch")
     parts = []
     for start in starts:
         which = torch.arange(start, min(start + size, batch.rows))
@@ -244,7 +227,7 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
         if not start:
             _warn_of_memory(ready, part, checkpoint)
         parts.append(_run(ready.run, ready.subject, part, targets.take(which.tolist()), ready.wanted, spans))
-    again = partial(_method, ready.method, ledger=False, positions=positions, unruled=unruled, checkpoint=checkpoint,
+    again = partial(bound, ready.method, ledger=False, positions=positions, unruled=unruled, checkpoint=checkpoint,
                     options=options or {})
     return _joined(parts, _Live(ready.subject, batch, targets, again))
 
@@ -279,12 +262,12 @@ def prepared(subject: str | Subject | nn.Module | tuple, inputs: object, target:
     if method is None:
         subject = _subject(subject)
         inputs = subject.prepare(inputs)
-        method = composite.default(_modality(subject, inputs))
-    run = _method(method, at=latents.wholes(wanted), positions=positions, options=options or {},
+        method = composite.default(modality_of(subject, inputs))
+    run = bound(method, at=latents.wholes(wanted), positions=positions, options=options or {},
                   show_progress=show_progress, **of_composite)
     subject = _subject(subject)
     batch = subject.prepare(inputs)
-    _check_pictures(method, subject, batch)
+    check_pictures(method, subject, batch)
     batch, targets = posed(subject, batch, subject.targets(target, batch.rows))
     return Ready(run, subject, batch, targets, method, wanted)
 
@@ -313,15 +296,15 @@ def compare(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
     if methods is None:
         subject = _subject(subject)
         inputs = subject.prepare(inputs)
-        methods = compared(_modality(subject, inputs))
+        methods = compared(modality_of(subject, inputs))
     if not methods or isinstance(methods, str):
         raise ValueError(f"methods is a list of names, got {methods!r}; the methods are {', '.join(METHODS)}")
     _check_size(batch_size)
     given = dict(options or {})
-    if unknown := [name for name in given if name not in map(_name, methods)]:
-        raise ValueError(f"options of {unknown[0]!r}, which is not among the methods {', '.join(map(_name, methods))}")
+    if unknown := [name for name in given if name not in map(called, methods)]:
+        raise ValueError(f"options of {unknown[0]!r}, which is not among the methods {', '.join(map(called, methods))}")
     for method in methods:
-        _method(method, options=given.get(_name(method)))
+        bound(method, options=given.get(called(method)))
     subject = _subject(subject)
     batch = subject.prepare(inputs)
     batch, targets = posed(subject, batch, subject.targets(target, batch.rows))
@@ -329,7 +312,7 @@ def compare(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
         targets = targets.fixed(subject.forward(batch), batch)
     results = []
     for method in methods:
-        found = explain(subject, batch, list(targets.targets), method=method, options=given.get(_name(method)),
+        found = explain(subject, batch, list(targets.targets), method=method, options=given.get(called(method)),
                         batch_size=batch_size, show_progress=show_progress)
         results.append(_ranked(found, steps=steps, randoms=randoms, seed=seed, batch_size=batch_size or 32,
                                baseline=baseline, show_progress=show_progress) if check else found)
@@ -343,16 +326,6 @@ def _ranked(found: Explanation, **how: Any) -> Explanation:
     except Undefined as why:
         return replace(found, provenance=found.provenance | {"unchecked": str(why)})
     return found
-
-
-def compared(modality: str) -> list[str]:
-    """Methods that are compared where none are named: the default of `composite.default`, and two that it should beat.
-
-    >>> compared("image")[1:]
-    ['rollout', 'integrated-gradients']
-    """
-    others = ["cp-lrp", "input-x-gradient"] if modality == "both" else ["rollout", "integrated-gradients"]
-    return [composite.default(modality), *others]
 
 
 def open(path: str | PathLike) -> Explanation | list[Explanation] | Circuit | Faithfulness:
@@ -393,7 +366,7 @@ def _checked(run: Method, subject: Subject, batch: Batch, targets: Targets) -> R
             raise
         raise ValueError(f"{subject.name} is in several places, {where}, and does not move what passes between them; "
                          "put all of it on one device, or load it with device_map=") from cause
-    met = isinstance(found, Explanation) or found.backwards > 1  # by gradients, and would have made the map NaN
+    met = found.ledger is not None or found.backwards > 1  # by gradients, and would have made the map NaN
     if not met or not found.value.isfinite().all():
         subject.check_weights()
     if not found.value.isfinite().all():
@@ -406,129 +379,15 @@ def _subject(what: str | Subject | nn.Module | tuple) -> Subject:
     return what if isinstance(what, Subject) else load(what)
 
 
-def _modality(subject: Subject, batch: Batch) -> str:
-    """What the model takes; of a plain module, pictures where it is given pixels, (B, C, Y, X)."""
-    given = subject.modality == "tensors" and rows.leaf(batch)[1].ndim == 4
-    return "image" if given else subject.modality
-
-
 def _check_size(batch_size: int | None) -> None:
     if batch_size is not None and not (isinstance(batch_size, int) and batch_size >= 1):
         raise ValueError(f"batch_size must be at least 1 and whole, or None for all rows, got {batch_size!r}")
 
 
-def _check_pictures(method: str | Composite, subject: Subject, batch: Batch) -> None:
-    """Raises ValueError for a method that maps one input, where a model of texts and pictures is given both."""
-    both = subject.modality == "both" and batch.pictures is not None
-    if both and not isinstance(method, Composite) and method not in (*_COMPOSITES, *OF_BOTH):
-        raise ValueError(f"{method} explains one input, and here are a text and pictures; the methods that explain "
-                         f"both are {', '.join((*_COMPOSITES, *OF_BOTH))}")
-
-
-def _name(method: str | Composite) -> str:
-    return method.name if isinstance(method, Composite) else str(method)
-
-
-def _method(method: str | Composite, *, options: dict[str, Any] | None = None, show_progress: bool = False,
-            **of_composite: Any) -> Method:
-    """The function that makes the map, its options bound."""
-    if not isinstance(method, (str, Composite)):
-        raise TypeError(f"a method is a name or a Composite, not {type(method).__name__}; the names are "
-                        f"{', '.join(METHODS)}")
-    if isinstance(method, str) and method not in METHODS:
-        close = get_close_matches(method.lower(), METHODS, n=1)
-        meant = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown method {method!r}; the methods are {', '.join(METHODS)}{meant}")
-    if isinstance(method, Composite) or method in _COMPOSITES:
-        if options:
-            raise ValueError(f"{_name(method)} is a composite and has no option {', '.join(options)}; change its rules "
-                             "with Composite.but")
-        return partial(_by_composite, composite.get(method), **of_composite)
-    able = latents.answers(METHODS[method])
-    names = ("spread_bias", "layers", "positions", "checkpoint") + (() if able else ("at",))
-    asked = [name for name in names if of_composite.get(name)]
-    if asked:
-        others = _answering() if asked == ["at"] else _COMPOSITES
-        raise ValueError(f"{method} has no {', '.join(asked)}: it does not pass through the layers; "
-                         f"the methods that do are {', '.join(others)}")
-    given = {"at": of_composite["at"]} if of_composite.get("at") else {}
-    return partial(METHODS[method], **given, **_options(method, options or {}, show_progress))
-
-
-def _answering() -> list[str]:
-    """The methods that answer for addresses."""
-    return [name for name, method in METHODS.items() if name in _COMPOSITES or latents.answers(method)]
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (Integral,), "int | None": (Integral, type(None)), "float": (Real,), "bool": (bool,),
-    "bool | None": (bool, type(None)), "str": (str,)}
-"""What options of plain annotations take; those of others are checked where they are used."""
-
-
-def _check_types(method: str, options: dict[str, Any], annotations: dict[str, Any]) -> None:
-    """Raises TypeError for an option that is not what its annotation says; True is no number."""
-    for name, value in options.items():
-        wanted = _TYPES.get(annotations[name])
-        if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool) and bool not in wanted):
-            raise TypeError(f"{method}: {name} is of type {annotations[name]}, got {value!r}")
-
-
-def _options(method: str, options: dict[str, Any], show_progress: bool) -> dict[str, Any]:
-    """Options of a method that is no composite. Raises: ValueError for an unknown one, with those that it has."""
-    parameters = signature(METHODS[method]).parameters.values()
-    known = [parameter.name for parameter in parameters
-             if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "at"]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise ValueError(f"{method} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
-    _check_types(method, options, {parameter.name: parameter.annotation for parameter in parameters})
-    return {"show_progress": show_progress, **options} if "show_progress" in known else options
-
-
-_COMPOSITES = tuple(name for name in composite.NAMES if name != "gradient")  # the plain gradient is a baseline
-
-
-def _by_composite(rules: Composite, subject: Subject, batch: Batch, targets: Targets, **options: Any) -> Explanation:
-    return _lifted(by_composite(rules, subject, batch, targets, **options))
-
-
 def _joined(parts: list[Relevance], live: _Live) -> Explanation:
     """The parts of a batch as one result."""
-    first = _lifted(parts[0])
-    if len(parts) == 1:
-        return replace(first, _live=live)
-    books = None if first.ledger is None else _stacked_ledgers([part.ledger for part in parts])
-    return replace(first, map=torch.cat([part.map for part in parts]), value=torch.cat([part.value for part in parts]),
-                   target=[name for part in parts for name in part.target], units=live.batch.units, ledger=books,
-                   inputs=_cat([part.inputs for part in parts]), latents=_cat([part.latents for part in parts]),
-                   positions=_positions(parts), forwards=sum(part.forwards for part in parts),
-                   backwards=sum(part.backwards for part in parts), pictures=_pictures(parts), _live=live)
-
-
-def _positions(parts: list[Relevance]) -> Tensor | None:
-    """The map of positions; a part without any, beside others that have, is zero."""
-    if all(part.positions is None for part in parts):
-        return None
-    return torch.cat([torch.zeros_like(part.map) if part.positions is None else part.positions for part in parts])
-
-
-def _pictures(parts: list[Relevance]) -> tuple[Picture, ...]:
-    """The pictures of all parts, by their row in the whole."""
-    starts = accumulate([0, *(part.rows for part in parts)])
-    return tuple(replace(one, row=start + one.row) for start, part in zip(starts, parts) for one in part.pictures)
-
-
-def _cat(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _stacked_ledgers(books: list[Ledger]) -> Ledger:
-    names = sorted({name for ledger in books for name in ledger.absorbed})
-    absorbed = {name: torch.cat([b.absorbed.get(name, torch.zeros_like(b.value)) for b in books]) for name in names}
-    layers = _cat([b.layers for b in books]) if books[0].layers else None
-    parts = _cat([b.parts for b in books]) if all(b.parts for b in books) else None
-    return Ledger(torch.cat([b.value for b in books]), torch.cat([b.input for b in books]), absorbed, layers, parts)
+    whole = parts[0] if len(parts) == 1 else joined(parts, live.batch.units)
+    return replace(_lifted(whole), _live=live)
 
 
 def _lifted(result: Relevance) -> Explanation:
@@ -540,11 +399,3 @@ def _lifted(result: Relevance) -> Explanation:
 def _latents(live: _Live, wanted: Address, spans: Spans | None) -> dict[str, Tensor]:
     """Relevance at addresses, by running the explanation once more."""
     return _run(live.again(at=(str(wanted.whole),)), live.subject, live.batch, live.targets, [wanted], spans).latents
-
-
-OF_BOTH = ("generic-attention", *baselines.OF_SEVERAL)
-"""Methods besides composites that give maps of a text and of the pictures beside it."""
-METHODS.update({name: partial(_by_composite, composite.get(name)) for name in _COMPOSITES})
-METHODS.update(attention.METHODS)
-METHODS.update(importance.METHODS)
-METHODS.update(baselines.METHODS)

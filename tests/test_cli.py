@@ -131,7 +131,7 @@ def test_models():
 
 
 def test_methods_say_what_they_conserve():
-    from relprop.explain import METHODS
+    from relprop.method import METHODS
 
     said = good("models", "--methods")
     assert all(f"\n{name} " in f"\n{said}" for name in METHODS) and "conservative up to biases" in said

@@ -11,7 +11,7 @@ import relprop
 from relprop import composite
 from relprop.benchmark import benchmark
 from relprop.data import digits
-from relprop.explain import compared
+from relprop.method import compared
 from relprop.zoo.digits import canvases
 
 
@@ -23,7 +23,7 @@ CASES = {"image": ("digits-vit", picture), "text": ("reviews-bert", lambda: "A w
 
 
 def test_every_default_is_a_composite():
-    assert set(CASES) == set(composite.DEFAULTS) and set(composite.DEFAULTS.values()) <= set(composite.NAMES)
+    assert {*CASES, "both"} == set(composite.DEFAULTS) and set(composite.DEFAULTS.values()) <= set(composite.NAMES)
 
 
 @pytest.mark.parametrize("modality", CASES)

@@ -13,7 +13,7 @@ from tiny import TOKENIZER, bert, gpt2, images, text, vit
 
 import relprop
 from relprop import explain
-from relprop.explain import METHODS
+from relprop.method import METHODS
 from relprop.ops import matmul
 from relprop.relevance import propagate
 from relprop.subject import Subject

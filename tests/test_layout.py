@@ -38,6 +38,7 @@ LEVELS = [
     ["data"],
     ["load"],
     ["decompose"],
+    ["method"],
     ["explain", "mediation"],
     ["benchmark", "circuit", "estimate"],
     ["census"],

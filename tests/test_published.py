@@ -30,8 +30,9 @@ from relprop.check.perturbation import Readout
 from relprop.data import Data, Example
 from relprop.data.answer import Beginning
 from relprop.errors import Undefined
-from relprop.explain import METHODS, explain
+from relprop.explain import explain
 from relprop.load import load
+from relprop.method import METHODS
 from relprop.pixels import plain, squeezed
 from relprop.result import Cell, Table
 from relprop.subject import Subject

@@ -42,7 +42,7 @@ def test_composites_are_listed_with_what_they_conserve():
 
 def test_methods_are_listed():
     from relprop import composite
-    from relprop.explain import METHODS
+    from relprop.method import METHODS
 
     first, *others = [name for name, *_ in table("Methods")]
     assert first == "the composites above"

@@ -24,8 +24,8 @@ from .. import shard, view
 from ..composite import Composite
 from ..crew import Crew
 from ..data import Data, get
-from ..explain import compared
 from ..load import load
+from ..method import compared
 from ..result import Table
 from ..subject import Subject
 from .case import Options

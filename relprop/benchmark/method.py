@@ -19,7 +19,8 @@ from ..composite import Composite
 from ..data import Data
 from ..data.alignment import prepared
 from ..errors import IndependentOutput, Undefined
-from ..explain import METHODS, explain
+from ..explain import explain
+from ..method import METHODS
 from ..result import Relevance
 from ..subject import Subject
 from ..target import Targets

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import RelpropError
-from ..explain import METHODS, explain
+from ..explain import explain
+from ..method import METHODS
 from ..result import Relevance, Table
 from ..subject import Subject
 from ..target import Targets

@@ -181,7 +181,7 @@ def _found(pattern: str, card: str) -> str:
 def _method_rows() -> list[dict[str, str]]:
     """The methods and what each conserves."""
     from .. import composite
-    from ..explain import METHODS
+    from ..method import METHODS
 
     known = {name: composite.get(name).conservation for name in composite.NAMES}
     default = {name: " and ".join(f"{kind}s" for kind, one in composite.DEFAULTS.items() if one == name)
