@@ -93,6 +93,8 @@ def _each(subject: Subject, batch: Batch, targets: Targets) -> list[Question]:
     """A question of each of the sequences that the rows run as."""
     flat, own = apart(subject, batch, targets)
     count = flat.rows // batch.rows
+    if count == 1:  # the very batch, by which it is known that nothing was added
+        return [_asked(own, flat)]
     every = [torch.arange(number, flat.rows, count) for number in range(count)]
     return [_asked(own.take(rows), flat.take(rows)) for rows in every]
 
