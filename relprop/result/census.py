@@ -26,6 +26,13 @@ QUESTIONS = {
     "decompose": "the parts of a contextual decomposition sum to the total",
 }
 """What is asked of each architecture, in this order; what is told apart in the tables."""
+FIGURES = {
+    "rules": "every operation that was met has a rule",
+    "change": "largest change of an output while it is explained, relative to the largest entry",
+    "ledger": "largest error of the books, relative to the value",
+    "time": "of a map with its ledger, in forwards + backwards of the tiny model: mostly Python's own",
+}
+"""What else the tables have."""
 LONGEST = 200  # characters of a reason
 SHOWN = 20  # failures that a summary lists
 
@@ -175,7 +182,7 @@ class Census(Filed):
     def written(self) -> str:
         """Counts, every architecture and every reason, as Markdown."""
         head = f"# Architectures\n\nMade by `relprop models --census` with {self._made_with()}.\n\n"
-        asked = "\n".join(f"- **{name}**: {about}" for name, about in QUESTIONS.items())
+        asked = "\n".join(f"- **{name}**: {about}" for name, about in (QUESTIONS | FIGURES).items())
         tables = "\n\n".join(f"## {library}: {task}\n\n{_architectures(some)}" for (library, task), some in
                              self._grouped().items())
         return f"{head}{asked}\n\n{self.written_counts()}\n\n{tables}\n"
@@ -234,7 +241,8 @@ def _counted(some: list[Entry]) -> dict[str, int]:
 def _line(one: Entry) -> dict[str, Any]:
     passed = {name: True if name in one.passed else False if name in one.failures else None for name in QUESTIONS}
     return {"architecture": one.key, "stands for": one.stands, "parameters": one.parameters, "layers": one.layers,
-            "heads": one.heads, **passed, **{f"ledger {name}": one.ledger.get(name) for name in EXPLAINED},
+            "heads": one.heads, **passed, "rules": one.ruled,
+            **{f"ledger {name}": one.ledger.get(name) for name in EXPLAINED},
             "change": max(one.change.values(), default=None), "time": one.time, "why": _why(one)}
 
 
@@ -250,10 +258,12 @@ def _letters(one: Entry) -> str | list[str]:
 
 def _architectures(some: Iterable[Entry]) -> str:
     mark = lambda one, name: "yes" if name in one.passed else "**no**" if name in one.failures else ""
-    books = lambda one: f"{max(one.ledger.values()):.0e}" if one.ledger else ""
-    rows = [[f"`{one.family}`", f"`{one.name}`", *(mark(one, name) for name in QUESTIONS), books(one), _why(one)]
+    most = lambda found: f"{max(found.values()):.0e}" if found else ""
+    ruled = {None: "", True: "yes", False: "**no**"}
+    rows = [[f"`{one.family}`", f"`{one.name}`", *(mark(one, name) for name in QUESTIONS), ruled[one.ruled],
+             most(one.change), most(one.ledger), "" if one.time is None else f"{one.time:.1f}", _why(one)]
             for one in some]
-    return _markdown(["family", "architecture", *QUESTIONS, "ledger error", "why"], rows)
+    return _markdown(["family", "architecture", *QUESTIONS, "rules", "change", "ledger", "time", "why"], rows)
 
 
 def _markdown(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
