@@ -18,7 +18,7 @@ from relprop.result.census import EXPLAINED, QUESTIONS, Census, Entry, Failure
 ROOT = Path(__file__).parents[1]
 ASSET, RECORD, TABLE = ROOT / "assets/census.json", ROOT / "relprop/census/record.json", ROOT / "assets/census.md"
 BERT = "transformers/fill-mask/bert/BertForMaskedLM"
-SAMPLE = 45  # every so-manieth architecture is asked by default
+SAMPLE = 70  # every so-manieth architecture is asked by default
 
 
 class Scale(torch.autograd.Function):
