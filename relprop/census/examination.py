@@ -65,11 +65,12 @@ def examine(architecture: Architecture) -> Entry:
         return entry
     for method in METHODS:
         _step(entry, method, partial(_explained, entry, model, inputs, method))
-    _step(entry, "anatomy", lambda: _known(entry, model, inputs))
+    whole = _whole(model, inputs)
+    _step(entry, "anatomy", lambda: _known(entry, model, whole))
     if entry.layers:
-        known = anatomy(model, (), dict(inputs))
-        _step(entry, "intervention", lambda: _intervened(model, inputs, known))
-        _step(entry, "decompose", lambda: _decomposed(model, inputs, known))
+        known = anatomy(model, (), dict(whole))
+        _step(entry, "intervention", lambda: _intervened(model, whole, known))
+        _step(entry, "decompose", lambda: _decomposed(model, whole, known))
     _step(entry, "time", lambda: _timed(entry, model, inputs))
     return entry
 
@@ -130,6 +131,18 @@ def _plainly(model: nn.Module, inputs: Inputs, seen: Sequence[Any]) -> Iterator[
         batch = Subject.from_module(model).prepare(dict(inputs))
         for turn in range(len(seen)):
             yield model(**batch.take(torch.tensor([turn * rows // len(seen)])).kwargs)
+
+
+def _whole(model: nn.Module, inputs: Inputs) -> Inputs:
+    """The inputs; where patches of several pictures lie one after the other, which no tensor tells apart by row, those of
+    the first row.
+    """
+    try:
+        batch = Subject.from_module(model).prepare(dict(inputs))
+    except (TypeError, ValueError):
+        return inputs
+    packed = batch.pictures is not None and batch.pictures.packing
+    return batch.take(torch.tensor([0])).kwargs if packed else inputs
 
 
 def _change(plain: Any, output: Any) -> float:
