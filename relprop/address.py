@@ -149,6 +149,23 @@ def _numbered(part: str, prefix: int | None) -> list[int]:
     return [one + shift for one in range(first, last + 1)]
 
 
+def of_rows(spans: Spans | None, rows: Sequence[int]) -> Spans | None:
+    """The spans of these rows, where rows have their own.
+
+    >>> of_rows({"verb": [[1, 2], [1]], "all": [0, 1]}, [1])
+    {'verb': [[1]], 'all': [0, 1]}
+    """
+    if spans is None:
+        return None
+    return {name: span if isinstance(span, int) or _common(span) else [span[row] for row in rows if row < len(span)]
+            for name, span in spans.items()}
+
+
+def _common(span: Sequence[int] | Sequence[Sequence[int]]) -> bool:
+    """Whether a span is that of every row."""
+    return all(isinstance(one, int) for one in span)
+
+
 def _span(name: str, span: int | Sequence[int] | Sequence[Sequence[int]], row: int) -> list[int]:
     if isinstance(span, int):
         return [span]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import composite, fit, latents, memory, view
-from .address import Address, Spans
+from .address import Address, Spans, of_rows
 from .check import ablation
 from .composite import Composite
 from .errors import RelpropError, Undefined
@@ -226,7 +226,8 @@ def explain(subject: str | Subject | nn.Module | tuple, inputs: object, target: 
         part = batch if size >= batch.rows else batch.take(which)
         if not start:
             _warn_of_memory(ready, part, checkpoint)
-        parts.append(_run(ready.run, ready.subject, part, targets.take(which.tolist()), ready.wanted, spans))
+        here = of_rows(spans, which.tolist())
+        parts.append(_run(ready.run, ready.subject, part, targets.take(which.tolist()), ready.wanted, here))
     again = partial(bound, ready.method, ledger=False, positions=positions, unruled=unruled, checkpoint=checkpoint,
                     options=options or {})
     return _joined(parts, _Live(ready.subject, batch, targets, again))

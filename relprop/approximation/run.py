@@ -19,7 +19,7 @@ from ..tokens import Batch
 from ..trace import Tap
 from ..trace.interception import Tapped
 from ..trace.intervention import PATTERN, captured, edited
-from ..trace.layout import Layout, guess, learn
+from ..trace.layout import Layout, guess, learn, vectors
 from .norms import NO_STATIONS, Passage, Station, Stations, first_order
 from .place import Place, places
 
@@ -223,11 +223,16 @@ class Run:
             self.before.append(value.answer)
         found = {tap: run.inside[str(i)] for i, tap in enumerate(self.taps)}
         self.norms[which] = dict(self._at_norms(query, run.inside))
-        by_head = lambda tap, t: t.unflatten(0, (self.rows, -1)) if tap.side == PATTERN and t.dim() == 3 else t
-        values = {tap: by_head(tap, one.value) for tap, one in found.items()}
+        values = {tap: self._read(tap, one.value) for tap, one in found.items()}
         self._keep(which, values)
         return {tap: self._canonical(which, tap, values[tap], None if one.per_unit is None else
-                                     by_head(tap, one.per_unit)) for tap, one in found.items()}
+                                     self._read(tap, one.per_unit)) for tap, one in found.items()}
+
+    def _read(self, tap: Tap, t: Tensor) -> Tensor:
+        """A tapped tensor as edits have it: a pattern by rows and heads, vectors last."""
+        if tap.side == PATTERN:
+            return t.unflatten(0, (self.rows, -1)) if t.dim() == 3 else t
+        return vectors(t, tap.axes)
 
     def _at_norms(self, query: Query, inside: Mapping[str, Tapped]) -> Iterator[tuple[Station, Passage]]:
         """What passes each station that the outcome depends on, (R, P, ...)."""

@@ -205,6 +205,7 @@ def resolve(
 ) -> Targets:
     """A target for each row from what a user writes; see `Vocabulary.targets`.
 
+    >>> from relprop.target import Contrast
     >>> resolve(["cat", Contrast("dog", 0)], rows=2, labels=("cat", "dog")).targets
     (Class(index=0), Contrast(a=Class(index=1), b=Class(index=0)))
     """

@@ -442,6 +442,7 @@ class Interception(TorchFunctionMode):
 
     def activate(self, path: str, module: nn.Module, x: Tensor, y: Tensor, offset: float) -> Tensor:
         """The output y = f(x) of an activation module, under the composite's rule for activations."""
+        self.computed += 1
         rule = self._rule("activation", path, type(module))
         call = Call(module.forward, "activation", path, rule, self.journal, self._origin)
 
