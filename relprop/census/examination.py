@@ -134,8 +134,8 @@ def _plainly(model: nn.Module, inputs: Inputs, seen: Sequence[Any]) -> Iterator[
 
 
 def _whole(model: nn.Module, inputs: Inputs) -> Inputs:
-    """The inputs; where patches of several pictures lie one after the other, which no tensor tells apart by row, those of
-    the first row.
+    """The inputs; where patches of several pictures lie one after the other, which no tensor tells apart by row, those
+    of the first row.
     """
     try:
         batch = Subject.from_module(model).prepare(dict(inputs))
