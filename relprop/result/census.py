@@ -22,8 +22,8 @@ QUESTIONS = {
     "attnlrp": "explained by AttnLRP: outputs unchanged, books balanced",
     "cp-lrp": "explained by CP-LRP likewise",
     "anatomy": "layers, heads and MLPs were found, and an edit of each changes the output",
-    "intervention": "one head set to zero by its address changes the output",
-    "decompose": "the parts of a contextual decomposition sum to the total",
+    "intervention": "a head of the first, the middle and the last layer, set to zero by its address, changes the output",
+    "decompose": "such a head makes up some of the value, and by difference what the value loses with a little of it",
 }
 """What is asked of each architecture, in this order; what is told apart in the tables."""
 FIGURES = {
