@@ -22,7 +22,7 @@ QUESTIONS = {
     "attnlrp": "explained by AttnLRP: outputs unchanged, books balanced",
     "cp-lrp": "explained by CP-LRP likewise",
     "anatomy": "layers, heads and MLPs were found, and an edit of each changes the output",
-    "intervention": "a head of the first, the middle and the last layer, set to zero by its address, changes the output",
+    "intervention": "a head of the first, the middle and the last layer, set to zero, changes the output",
     "decompose": "such a head makes up some of the value, and by difference what the value loses with a little of it",
 }
 """What is asked of each architecture, in this order; what is told apart in the tables."""
