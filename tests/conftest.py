@@ -50,3 +50,11 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"no {SHARED}: reference outputs, real models and data do not ship with relprop")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def architectures() -> dict:
+    """What the census asks of transformers, by "task/family/class"."""
+    from relprop.census import auto
+
+    return {one.key.removeprefix("transformers/"): one for one in auto.architectures()}

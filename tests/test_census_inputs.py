@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from relprop.census import auto, config
+from relprop.census import config
 from relprop.census.architecture import value
 from relprop.census.inputs import inputs
 from relprop.explain import explain
@@ -27,15 +27,10 @@ READ = {
 }
 
 
-@pytest.fixture(scope="module")
-def known():
-    return {one.key.removeprefix("transformers/"): one for one in auto.architectures()}
-
-
 @pytest.mark.parametrize("key", READ.values(), ids=READ)
-def test_models_read_what_they_are_given(known, key):
-    model = known[key].model()
-    given = known[key].inputs(model)
+def test_models_read_what_they_are_given(architectures, key):
+    model = architectures[key].model()
+    given = architectures[key].inputs(model)
     with torch.no_grad(), settled(model):
         before = value(model(**given))
         for name, one in given.items():
@@ -46,9 +41,9 @@ def test_models_read_what_they_are_given(known, key):
 
 
 @pytest.mark.parametrize("key", [key for key in READ.values() if "to-text" in key and "llava" in key])
-def test_as_many_places_as_features(known, key):
-    model = known[key].model()
-    given = known[key].inputs(model)
+def test_as_many_places_as_features(architectures, key):
+    model = architectures[key].model()
+    given = architectures[key].inputs(model)
     places = (given["input_ids"] == model.config.image_token_id).sum(1)
     assert places.min() == places.max() > 0
     assert given["attention_mask"].shape == given["input_ids"].shape
@@ -63,8 +58,8 @@ def test_special_tokens_are_told_apart():
     assert len(set(ids)) == 4 and all(60 <= one < config.WORDS for one in ids)
 
 
-def test_no_layout_is_an_error_of_the_model(known, monkeypatch):
-    architecture = known[READ["a picture"]]
+def test_no_layout_is_an_error_of_the_model(architectures, monkeypatch):
+    architecture = architectures[READ["a picture"]]
     model = architecture.model()
     monkeypatch.setattr(model.config, "num_channels", 5)  # what the config says is not what the model has
     with pytest.raises(ValueError, match="channel"):
@@ -82,10 +77,11 @@ def test_patches_are_shared_out_by_the_places_in_the_texts():
                  signs=(1,))
 
 
-def test_packed_patches_are_explained_row_by_row_alike(known):
+def test_packed_patches_are_explained_row_by_row_alike(architectures):
     key = READ["patches in a grid"]
-    model = known[key].model()
-    given = {name: one.double() if one.is_floating_point() else one for name, one in known[key].inputs(model).items()}
+    model = architectures[key].model()
+    read = architectures[key].inputs(model)
+    given = {name: one.double() if one.is_floating_point() else one for name, one in read.items()}
     model.double()
     both = explain(model, dict(given), value, method="attnlrp")
     count = len(given["pixel_values"]) // 2

@@ -18,10 +18,11 @@ from relprop.circuit.recovery import recovery
 from relprop.circuit.statistic import against_random
 from relprop.circuit.task import posed
 from relprop.data import DRAWN, SPOKEN, Pair, Pairs, pairs
-from relprop.data.pair import ids, modality
+from relprop.data.pair import modality
 from relprop.intervene.change import values_at
 from relprop.mediation import KL, LogOdds, Margin, Mass
 from relprop.subject import Subject
+from relprop.target.continuation import continuing
 
 NAMES = ("ioi", "greater-than", "docstring", "pronouns", "induction")
 
@@ -315,7 +316,7 @@ def test_prompts_for_gpt2(shared):
     for row in range(4):
         token = lambda name, row=row: one.clean.units.tokens[row][vanilla.spans[name][row][0]]
         assert token("S1") == token("S2")
-        assert ids(token("IO").replace("Ġ", " "), tokenizer) == list(vanilla.metric.a[row])
+        assert continuing(token("IO").replace("Ġ", " "), tokenizer) == list(vanilla.metric.a[row])
     with pytest.raises(ValueError, match="one place to answer at"):
         Task.named(subject, f"prompts:{folder / 'tracr_reverse_len_5_prompts.json.gz'}", count=1)
 

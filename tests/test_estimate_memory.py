@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from bench.cost import peak
 from families import FAMILIES, _text
 from test_bad_input import state
 from torch import Tensor, nn
@@ -50,18 +51,6 @@ CASES = {
 OPTIONS = [{"method": "attnlrp"}, {"method": "attnlrp", "checkpoint": True}, {"method": "cp-lrp", "ledger": False},
            {"method": "gamma"}, {"method": "transformer-attribution"}, {"method": "input-x-gradient"},
            {"method": "attnlrp", "layers": True, "at": ["L*.attn"]}]
-
-
-def peak(run: object) -> int:
-    """Most bytes that `run` holds at once, counted at PyTorch's allocator by its profiler."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    held = highest = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            highest = max(highest, held)
-    return highest
 
 
 def estimated(name: str, **options: object) -> tuple[float, float]:

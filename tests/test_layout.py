@@ -13,7 +13,7 @@ PACKAGE = ROOT / "relprop"
 
 # A room (a file or a folder of the package) may import from the lines above its own, and from within itself.
 LEVELS = [
-    ["errors", "kernel", "numerics", "origin", "shard"],
+    ["errors", "kernel", "numerics", "search", "origin", "shard"],
     ["still"],
     ["address", "pictures"],
     ["tokens"],
@@ -54,7 +54,7 @@ HEAVY = {
     "torchvision",
 }  # fmt: skip
 ADAPTERS = {"captum": {"captum"}}  # subclass what they adapt to, and are imported by those who have it
-TORCHLESS = {"__init__", "__main__", "cli", "errors"}  # what `relprop --help` imports
+TORCHLESS = {"__init__", "__main__", "cli", "errors", "search"}  # what `relprop --help` imports
 INSIDE = {"__init__", "cli"}  # import our own modules inside functions: the lazy names and the commands
 NOT_NOUNS = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 

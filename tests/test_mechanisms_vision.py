@@ -4,7 +4,6 @@ float64, and relevance comes to what is seen or heard as well as to what is read
 import pytest
 import torch
 
-from relprop.census import auto
 from relprop.census.architecture import value
 from relprop.explain import explain
 
@@ -38,11 +37,6 @@ MECHANISMS = {
 }
 
 
-@pytest.fixture(scope="module")
-def known():
-    return {one.key.removeprefix("transformers/"): one for one in auto.architectures()}
-
-
 def precise(architecture):
     model = architecture.model()
     inputs = architecture.inputs(model)  # in float32, as is tried
@@ -56,8 +50,8 @@ QUICK = ("focal modulation", "standardized weights", "gated relative positions",
 @pytest.mark.parametrize("method", ["attnlrp", "cp-lrp"])
 @pytest.mark.parametrize("key", [pytest.param(key, id=name, marks=() if name in QUICK else pytest.mark.slow)
                                  for name, key in MECHANISMS.items()])
-def test_the_books_balance(known, key, method):
-    model, inputs = precise(known[key])
+def test_the_books_balance(architectures, key, method):
+    model, inputs = precise(architectures[key])
     found = explain(model, dict(inputs), value, method=method)
     assert found.ledger.error.max() < 1e-9
     assert (found.ledger.input != 0).all()

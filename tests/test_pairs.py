@@ -23,9 +23,10 @@ from relprop.data import (
     winogender,
 )
 from relprop.data.matching import single
-from relprop.data.pair import ids, token
+from relprop.data.pair import token
 from relprop.data.template import PROFESSIONS
 from relprop.subject import Subject
+from relprop.target.continuation import continuing
 
 WORDS = ["The nurse said that he", "The cook said that she", "The man ran because he slept", "The woman ran"]
 
@@ -311,11 +312,12 @@ def test_continuations_are_lists_of_tokens():
     assert len(ready.continuations[0][0]) == 2 and len(ready.continuations[1][0]) == 1
     with pytest.raises(ValueError, match=r"' he slept' is 2 tokens, \['.he', '.slept'\], where one is needed"):
         single(reader(), found)
-    assert single(reader(), made("nurse", "cook")) == [[ids(" he", bpe())[0]] * 2, [ids(" she", bpe())[0]] * 2]
+    he, she = (continuing(word, bpe())[0] for word in (" he", " she"))
+    assert single(reader(), made("nurse", "cook")) == [[he] * 2, [she] * 2]
     assert token([7], bpe()) == 7
     with pytest.raises(ValueError, match="no token in ''"):
-        ids("", bpe())
-    assert ids(" he", metaspace()) == [2] and ids(" he", wordpiece()) == [10]
+        continuing("", bpe())
+    assert continuing(" he", metaspace()) == [2] and continuing(" he", wordpiece()) == [10]
 
 
 def test_pairs_of_single_tokens_are_kept():
@@ -393,7 +395,7 @@ def test_pairs_are_the_papers(shared, name):
     data, read = shared / "data", gpt2_tokenizer(shared)
     known = winogender(data / "winogender").pairs if name.startswith("winogender") else [
         one for split in ("dev", "test") for one in winobias(data / "winobias", split=split).pairs]
-    spelled = {((one.base, one.counterfactual), *(" ".join(read.convert_ids_to_tokens(ids(text, read)))
+    spelled = {((one.base, one.counterfactual), *(" ".join(read.convert_ids_to_tokens(continuing(text, read)))
                                                   for text in one.continuations[::-1])) for one in known}
     examples = json.loads((shared / "reference" / f"vig_attn_{name}.json").read_text())["examples"]
     assert len(examples) > 10

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 
-from .. import shard
+from .. import search, shard
 from ..result.census import Census, Entry
 from .run import SECONDS, architectures, entries
 
@@ -63,15 +62,7 @@ def keys(only: str | Sequence[str] = "") -> list[str]:
 
     Raises: ValueError if there is none.
     """
-    patterns = [only] if isinstance(only, str) else list(only)
-    try:
-        found = [key for key in architectures() if any(re.search(one, key, re.IGNORECASE) for one in patterns)]
-    except re.error as cause:
-        raise ValueError(f"{only!r} is no regular expression: {cause}") from cause
-    if not found:
-        raise ValueError(f"no architecture matches {', '.join(patterns)}; keys are such as "
-                         f"{next(iter(architectures()))}")
-    return found
+    return search.found(architectures(), only, what="architecture")
 
 
 def versions() -> dict[str, str]:

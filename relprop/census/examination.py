@@ -66,11 +66,16 @@ def examine(architecture: Architecture) -> Entry:
     for method in METHODS:
         _step(entry, method, partial(_explained, entry, model, inputs, method))
     whole = _whole(model, inputs)
-    _step(entry, "anatomy", lambda: _known(entry, model, whole))
-    if entry.layers:
-        known = anatomy(model, (), dict(whole))
-        _step(entry, "intervention", lambda: _intervened(model, whole, known))
-        _step(entry, "decompose", lambda: _decomposed(model, whole, known))
+    observed: list[Anatomy] = []  # which the other questions need, whether it is verified or not
+
+    def known() -> None:
+        observed.append(_observed(entry, model, whole))
+        _verified(observed[0], model, whole)
+
+    _step(entry, "anatomy", known)
+    if observed:
+        _step(entry, "intervention", lambda: _intervened(model, whole, observed[0]))
+        _step(entry, "decompose", lambda: _decomposed(model, whole, observed[0]))
     _step(entry, "time", lambda: _timed(entry, model, inputs))
     return entry
 
@@ -157,10 +162,14 @@ def _change(plain: Any, output: Any) -> float:
     return max(changes)
 
 
-def _known(entry: Entry, model: nn.Module, inputs: Inputs) -> Anatomy:
-    """The anatomy, if an edit of each place in it reaches the output, and it has every attention that was seen."""
+def _observed(entry: Entry, model: nn.Module, inputs: Inputs) -> Anatomy:
     found = anatomy(model, (), dict(inputs))
     entry.layers, entry.heads = len(found.layers), max(layer.heads for layer in found.layers)
+    return found
+
+
+def _verified(found: Anatomy, model: nn.Module, inputs: Inputs) -> None:
+    """Raises ValueError unless an edit of each place reaches the output, and the anatomy has every attention seen."""
     lost = [str(number) for number, layer in enumerate(found.layers)
             if layer.pattern is not None and not layer.attention]
     if lost:
@@ -168,7 +177,6 @@ def _known(entry: Entry, model: nn.Module, inputs: Inputs) -> Anatomy:
     silent = [address for address, reached in found.verify(model, (), dict(inputs)).items() if not reached]
     if silent:
         raise ValueError(f"nothing comes of an edit of {', '.join(silent)}")
-    return found
 
 
 def _chosen(known: Anatomy) -> list[str]:

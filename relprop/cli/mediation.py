@@ -293,10 +293,11 @@ class _Clean:
     def matched(self, subject: Subject) -> Matched:
         """Both sides alike."""
         from ..data import Matched
-        from ..data.pair import ids
+        from ..target.continuation import continuing
 
         batch, of_tokens = subject.prepare(list(self.texts)), subject.targets(None, 1).vocabulary.of_tokens
-        each = tuple([ids(one, subject.tokenizer) if of_tokens else one] * batch.rows for one in self.continuations)
+        tokens = lambda one: continuing(one, subject.tokenizer) if of_tokens else one
+        each = tuple([tokens(one)] * batch.rows for one in self.continuations)
         return Matched(batch, batch, None, each, {}, {})
 
 

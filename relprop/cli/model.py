@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import search
 from .option import AsJson
 
 if TYPE_CHECKING:
@@ -101,15 +102,8 @@ def _differs(versions: dict[str, str]) -> str:
 def _matching(pattern: str) -> dict[str, Any]:
     """The verdicts of the architectures of a pattern."""
     record = _record()
-    try:
-        found = {key: verdict for key, verdict in record["architectures"].items()
-                 if re.search(pattern, key, re.IGNORECASE)}
-    except re.error as cause:
-        raise ValueError(f"{pattern!r} is no regular expression: {cause}") from cause
-    if not found:
-        raise ValueError(f"no architecture of the census matches {pattern!r}; keys are such as "
-                         f"{next(iter(record['architectures']))}; relprop models --census asks the installed libraries")
-    return {**record, "architectures": found}
+    kept = search.found(record["architectures"], pattern, what="architecture of the census")
+    return {**record, "architectures": {key: record["architectures"][key] for key in kept}}
 
 
 def _verdicts(found: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..target.continuation import continuing
 from .example import Data, Example
 
 Ranges = tuple[tuple[int, int], ...]
@@ -111,7 +112,7 @@ class Pairs:
         Raises: ValueError if there is none.
         """
         return self.keep(lambda one: _suits(one, tokenizer, names)
-                         and all(len(ids(text, tokenizer)) == 1 for text in one.continuations))
+                         and all(len(continuing(text, tokenizer)) == 1 for text in one.continuations))
 
     def fingerprint(self) -> str:
         """A hash of the name and all pairs, to tell two sets apart."""
@@ -134,28 +135,12 @@ def modality(one: object) -> str:
     return "tokens" if isinstance(one, (list, tuple)) and all(isinstance(each, int) for each in one) else "image"
 
 
-def ids(text: object, tokenizer: object) -> list[int]:
-    """The tokens of a text that continues another one, without special tokens; ids as they are.
-
-    Raises: ValueError for a text that has no token.
-    """
-    if not isinstance(text, str):
-        return list(text)
-    found = tokenizer.encode(text, add_special_tokens=False)
-    if text.startswith(" "):  # SentencePiece puts the leading space itself, so that one given to it is a second one
-        bare = tokenizer.encode(text.lstrip(" "), add_special_tokens=False)
-        found = bare if bare and tokenizer.convert_ids_to_tokens(bare)[0].startswith("\u2581") else found
-    if not found:
-        raise ValueError(f"the tokenizer finds no token in {text!r}")
-    return found
-
-
 def known_ids(text: object, tokenizer: object) -> list[int]:
     """The `ids` of a continuation whose every word is in the vocabulary; ids as they are.
 
     Raises: ValueError for a text with an unknown word, whose probability would be that of any other one.
     """
-    found, unknown = ids(text, tokenizer), getattr(tokenizer, "unk_token_id", None)
+    found, unknown = continuing(text, tokenizer), getattr(tokenizer, "unk_token_id", None)
     if isinstance(text, str) and unknown is not None and unknown in found and tokenizer.unk_token not in text:
         raise ValueError(f"{text!r} is read as {tokenizer.convert_ids_to_tokens(found)}, {tokenizer.unk_token} for "
                          "what is not in the vocabulary; give words that are in it, or token ids")
@@ -167,7 +152,7 @@ def token(text: object, tokenizer: object) -> int:
 
     Raises: ValueError if it is several, with how it is tokenised.
     """
-    found = ids(text, tokenizer)
+    found = continuing(text, tokenizer)
     if len(found) != 1:
         raise ValueError(f"{text!r} is {len(found)} tokens, {tokenizer.convert_ids_to_tokens(found)}, where one is "
                          "needed; give one of them, or an outcome of several tokens")
@@ -180,12 +165,12 @@ def singles(words: Sequence[str], tokenizer: object, *, least: int, what: str) -
     Raises: ValueError if they are fewer than `least`, with how it reads another one.
     """
     unknown = getattr(tokenizer, "unk_token_id", None)
-    found = [word for word in words if len(read := ids(f" {word}", tokenizer)) == 1 and read != [unknown]]
+    found = [word for word in words if len(read := continuing(f" {word}", tokenizer)) == 1 and read != [unknown]]
     if len(found) < least:
         other = next(word for word in words if word not in found)
         raise ValueError(f"{len(found)} of our {len(words)} {what} are one token each, and {least} are needed; the "
                          f"tokenizer reads {' ' + other!r} as "
-                         f"{tokenizer.convert_ids_to_tokens(ids(f' {other}', tokenizer))}")
+                         f"{tokenizer.convert_ids_to_tokens(continuing(f' {other}', tokenizer))}")
     return found
 
 
@@ -205,7 +190,7 @@ def drawn(make: Callable[[int], Pair], count: int, tokenizer: object, names: Seq
             return found
     raise ValueError(f"the tokenizer reads {', '.join(names)} of most of our {what} as several tokens, or both sides "
                      f"as unlike numbers of them; among them {one.base!r}, as "
-                     f"{tokenizer.convert_ids_to_tokens(ids(one.base, tokenizer))}")
+                     f"{tokenizer.convert_ids_to_tokens(continuing(one.base, tokenizer))}")
 
 
 def asking(text: str, tokenizer: object) -> str:
@@ -230,12 +215,12 @@ def ending(text: str, tokenizer: object) -> Ranges:
 
 
 def _suits(one: Pair, tokenizer: object, names: Sequence[str]) -> bool:
-    return len(ids(one.base, tokenizer)) == len(ids(one.counterfactual, tokenizer)) \
+    return len(continuing(one.base, tokenizer)) == len(continuing(one.counterfactual, tokenizer)) \
         and all(_one(tokenizer, *side, name) for name in names
                 for side in ((one.base, one.spans), (one.counterfactual, one.counterfactual_spans)))
 
 
 def _one(tokenizer: object, text: str, spans: Mapping[str, Ranges], name: str) -> bool:
     """Whether each part of a span is one token in its place: as many before it and after it as without it."""
-    return all(len(ids(text[:end].rstrip(), tokenizer)) == 1 + (len(ids(text[:start].rstrip(), tokenizer))
+    return all(len(continuing(text[:end].rstrip(), tokenizer)) == 1 + (len(continuing(text[:start].rstrip(), tokenizer))
                if text[:start].strip() else 0) for start, end in spans[name])

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import random
 
-from .pair import Pair, Pairs, drawn, ending, ids
+from ..target.continuation import continuing
+from .pair import Pair, Pairs, drawn, ending
 from .template import filled
 
 NOUNS = tuple("""
@@ -58,7 +59,7 @@ def _side(sentence: str, values: dict[str, str], tokenizer: object) -> tuple[str
 
 def _split(tokenizer: object, century: str, year: str) -> int | None:
     """The token of a year's last two digits behind its first two, None where they are not one."""
-    whole, first = ids(f" {century}{year}", tokenizer), ids(f" {century}", tokenizer)
+    whole, first = continuing(f" {century}{year}", tokenizer), continuing(f" {century}", tokenizer)
     return whole[-1] if len(whole) == len(first) + 1 and whole[:-1] == first else None
 
 
@@ -68,12 +69,13 @@ def _tokens(tokenizer: object) -> dict[str, int]:
     """
     found = {year: next((token for century in CENTURIES if (token := _split(tokenizer, century, year)) is not None),
                         None) for year in YEARS}
-    alone = {year: ids(year, tokenizer) for year in YEARS}
+    alone = {year: continuing(year, tokenizer) for year in YEARS}
     if all(alone[year] == [token] for year, token in found.items() if token is not None):
         found = {year: one[0] for year, one in alone.items() if len(one) == 1}
     missing = [year for year in YEARS if found.get(year) is None]
     if missing or len({*found.values()}) < len(YEARS):
         text = f" 17{missing[-1] if missing else '32'}"
-        raise ValueError(f"the tokenizer reads{text} as {tokenizer.convert_ids_to_tokens(ids(text, tokenizer))}; "
+        spelled = tokenizer.convert_ids_to_tokens(continuing(text, tokenizer))
+        raise ValueError(f"the tokenizer reads{text} as {spelled}; "
                          "greater-than needs each two last digits of a year as one token of their own")
     return found

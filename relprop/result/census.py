@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from .. import search
 from .filed import Filed
 from .number import percent
 
@@ -131,13 +132,8 @@ class Census(Filed):
 
         Raises: ValueError if there is none, or for what is no regular expression.
         """
-        try:
-            found = tuple(one for one in self.entries if re.search(pattern, one.key, re.IGNORECASE))
-        except re.error as cause:
-            raise ValueError(f"{pattern!r} is no regular expression: {cause}") from cause
-        if not found:
-            raise ValueError(f"no architecture matches {pattern!r}; keys are such as {self.entries[0].key}")
-        return Census(found, self.versions)
+        keys = set(search.found((one.key for one in self.entries), pattern, what="architecture"))
+        return Census(tuple(one for one in self.entries if one.key in keys), self.versions)
 
     @cached_property
     def works(self) -> tuple[Entry, ...]:
@@ -153,9 +149,7 @@ class Census(Filed):
         """One row a library and task, and one for each library: how many were asked, run, and passed each question."""
         from pandas import DataFrame
 
-        groups: dict[tuple[str, str], list[Entry]] = {}
-        for one in self.entries:
-            groups.setdefault((one.library, one.task), []).append(one)
+        groups = self._grouped()
         for library in dict.fromkeys(one.library for one in self.entries):
             groups[library, "all"] = [one for one in self.entries if one.library == library]
         return DataFrame([{"library": library, "task": task, **_counted(some)} for (library, task), some in

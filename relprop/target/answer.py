@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..tokens import from_ids
 from . import place
+from .continuation import continuing
 from .output import logits
 from .scalar import Target, in_range
 
@@ -59,7 +60,7 @@ class Answer(Target):
             return self
         if isinstance(self.answer, str) and vocabulary.tokenizer is None:
             raise ValueError(f"no tokenizer to read the answer {self.answer!r}; give its token ids")
-        return replace(self, answer=tuple(map(int, ids(self.answer, vocabulary.tokenizer))))
+        return replace(self, answer=tuple(map(int, _tokens(self.answer, vocabulary.tokenizer))))
 
     def value(self, reading: Reading) -> Tensor:
         raise ValueError("an answer is read where it stands behind its prompt, which this run has not; "
@@ -136,20 +137,8 @@ def _said(tokens: Sequence[int], vocabulary: Vocabulary) -> str:
     return str(list(tokens)) if vocabulary.tokenizer is None else vocabulary.tokenizer.decode(list(tokens))
 
 
-def ids(text: object, tokenizer: object) -> list[int]:
-    """The tokens of a text that continues another one, without special tokens; ids as they are.
-
-    Raises: ValueError for a text that has no token.
-    """
-    if not isinstance(text, str):
-        found = list(text)
-        if not found:
-            raise ValueError("an answer without a token; give at least one")
-        return found
-    found = tokenizer.encode(text, add_special_tokens=False)
-    if text.startswith(" "):  # SentencePiece puts the leading space itself, so that one given to it is a second one
-        bare = tokenizer.encode(text.lstrip(" "), add_special_tokens=False)
-        found = bare if bare and tokenizer.convert_ids_to_tokens(bare)[0].startswith("\u2581") else found
+def _tokens(answer: object, tokenizer: object) -> list[int]:
+    found = continuing(answer, tokenizer)
     if not found:
-        raise ValueError(f"the tokenizer finds no token in {text!r}")
+        raise ValueError("an answer without a token; give at least one")
     return found

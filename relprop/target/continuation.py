@@ -82,3 +82,19 @@ def _units(units: TextUnits, own: list[list[int]], rows: list[tuple[int, Sequenc
     which = [row for row, _ in rows]
     kept = units.take(which)
     return TextUnits(**columns, words=kept.words, texts=kept.texts, seconds=kept.seconds)
+
+
+def continuing(text: object, tokenizer: object) -> list[int]:
+    """The tokens of a text that continues another one, without special tokens; ids as they are.
+
+    Raises: ValueError for a text that has no token.
+    """
+    if not isinstance(text, str):
+        return list(text)
+    found = tokenizer.encode(text, add_special_tokens=False)
+    if text.startswith(" "):  # SentencePiece puts the leading space itself, so that one given to it is a second one
+        bare = tokenizer.encode(text.lstrip(" "), add_special_tokens=False)
+        found = bare if bare and tokenizer.convert_ids_to_tokens(bare)[0].startswith("\u2581") else found
+    if not found:
+        raise ValueError(f"the tokenizer finds no token in {text!r}")
+    return found

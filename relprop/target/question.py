@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -76,14 +76,35 @@ class Located(Target):
         return places if self.chars is None else f"characters {self.chars[0]} to {self.chars[1]}"
 
 
+@dataclass(frozen=True)
 class Boundary(Located, Choice):
-    """One end of an answer."""
+    """One end of an answer: which of the model's logits these are, and which of an answer's two tokens it reads."""
 
-    token: int | None
+    text: str | None = None
+    _: KW_ONLY
+    chars: tuple[int, int] | None = None
+    token: int | None = None
+    called: str | None = None
+
+    logits: ClassVar[str]
+    side: ClassVar[int]
 
     @property
     def given(self) -> tuple[int, int] | None:
         return None if self.token is None else (self.token, self.token)
+
+    def choices(self, reading: Reading) -> Tensor:
+        """Logits of this end at all tokens, (R, T)."""
+        return reading.ends(self.logits)
+
+    def column(self, reading: Reading) -> Tensor:
+        return torch.tensor([span[self.side] for span in self.spans(reading)], device=self.choices(reading).device)
+
+    def at(self, first: int, last: int, called: str) -> Self:
+        return type(self)(token=(first, last)[self.side], called=called)
+
+    def name(self, vocabulary: Vocabulary) -> str:
+        return f"{type(self).__name__.lower()} of {self.said()}"
 
 
 @dataclass(frozen=True)
@@ -92,48 +113,14 @@ class Start(Boundary):
     of the context, or of the `token` at this position; without any, of the answer that the model gives.
     """
 
-    text: str | None = None
-    _: KW_ONLY
-    chars: tuple[int, int] | None = None
-    token: int | None = None
-    called: str | None = None
-
-    def choices(self, reading: Reading) -> Tensor:
-        """Logits of all starts, (R, T)."""
-        return reading.ends(STARTS)
-
-    def column(self, reading: Reading) -> Tensor:
-        return torch.tensor([first for first, _ in self.spans(reading)], device=reading.ends(STARTS).device)
-
-    def at(self, first: int, last: int, called: str) -> Start:
-        return Start(token=first, called=called)
-
-    def name(self, vocabulary: Vocabulary) -> str:
-        return f"start of {self.said()}"
+    logits, side = STARTS, 0
 
 
 @dataclass(frozen=True)
 class End(Boundary):
     """The logit of an answer's end; as of `Start`."""
 
-    text: str | None = None
-    _: KW_ONLY
-    chars: tuple[int, int] | None = None
-    token: int | None = None
-    called: str | None = None
-
-    def choices(self, reading: Reading) -> Tensor:
-        """Logits of all ends, (R, T)."""
-        return reading.ends(ENDS)
-
-    def column(self, reading: Reading) -> Tensor:
-        return torch.tensor([last for _, last in self.spans(reading)], device=reading.ends(ENDS).device)
-
-    def at(self, first: int, last: int, called: str) -> End:
-        return End(token=last, called=called)
-
-    def name(self, vocabulary: Vocabulary) -> str:
-        return f"end of {self.said()}"
+    logits, side = ENDS, 1
 
 
 @dataclass(frozen=True)
